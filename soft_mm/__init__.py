@@ -1,0 +1,18 @@
+"""Softmax-free and injective linear-attention backbones for OpenMMLab.
+
+Importing this package registers every backbone in :data:`soft_mm.registry.MODELS`, a child of
+MMEngine's root registry, and needs torch and MMEngine alone.
+"""
+
+from importlib.util import find_spec
+
+_INSTALL = {'torch': 'torch', 'mmengine': 'onedl-mmengine (or the official mmengine)'}
+_missing = [hint for module, hint in _INSTALL.items() if find_spec(module) is None]
+if _missing:
+    raise ImportError(f'soft_mm needs {" and ".join(_missing)}: install with pip')
+
+from .models import SOFT  # noqa: E402
+from .registry import MODELS  # noqa: E402
+
+__version__ = '0.1.0'
+__all__ = ['MODELS', 'SOFT', '__version__']

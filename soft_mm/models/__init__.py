@@ -1,0 +1,3 @@
+from .backbones import SOFT
+
+__all__ = ['SOFT']

@@ -1,0 +1,22 @@
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for whole samples (arXiv 1603.09382).
+
+    Args:
+        p (float): probability of dropping, in [0, 1). What is kept is scaled by ``1 / (1 − p)``.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * keep / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f'p={self.p}'

@@ -1,0 +1,35 @@
+"""Inverse of symmetric positive matrices by Newton's iteration."""
+
+from torch import Tensor
+
+from ..precision import at_least_fp32
+from .implicit import implicit_newton_inverse
+
+
+@at_least_fp32
+def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20) -> Tensor:
+    """``V ← 2V − V P V`` from ``V = α P``: ``P⁻¹`` once converged, a damped inverse before.
+
+    SOFT (arXiv 2110.11945), §3.2 and Algorithm 1. The gradient is the implicit one,
+    ``dP = −Vᵀ G Vᵀ``, with ``α`` held constant.
+
+    Args:
+        p: ``(..., m, m)``, symmetric and positive semi-definite. A singular matrix gives a finite
+            result: its null directions stay at zero.
+        alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; converges where
+            ``0 < α·λmax² < 2``. By default ``1.8 / ‖P‖₁²``, one for each matrix.
+        iterations: number of iterations, at least 0.
+
+    Returns:
+        ``(..., m, m)`` in fp32 or better.
+
+    Raises:
+        ValueError: if ``p`` is not a stack of square matrices or ``iterations`` is negative.
+    """
+    if p.ndim < 2 or p.shape[-1] != p.shape[-2]:
+        raise ValueError(f'p must be (..., m, m), got {tuple(p.shape)}')
+    if iterations < 0:
+        raise ValueError(f'iterations must be at least 0, got {iterations}')
+    if alpha is None:
+        alpha = 1.8 / p.detach().abs().sum(-1).amax(-1)[..., None, None].square()
+    return implicit_newton_inverse(p, alpha, iterations)

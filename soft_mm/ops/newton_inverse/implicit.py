@@ -1,0 +1,29 @@
+"""Newton's iteration as one op whose gradient costs two matrix products, not the iterations."""
+
+import torch
+from torch import Tensor
+
+from .reference import newton_inverse
+
+
+@torch.library.custom_op('soft_mm::newton_inverse', mutates_args=())
+def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int) -> Tensor:
+    """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
+    return newton_inverse(p, alpha, iterations)
+
+
+@implicit_newton_inverse.register_fake
+def _(p: Tensor, alpha: Tensor, iterations: int) -> Tensor:
+    return p.new_empty(p.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(output)
+
+
+def _backward(ctx, grad: Tensor):
+    (v,) = ctx.saved_tensors
+    return -v.mT @ grad @ v.mT, None, None
+
+
+implicit_newton_inverse.register_autograd(_backward, setup_context=_setup_context)
