@@ -1,0 +1,68 @@
+# make demo    train, evaluate and draw a SOFT-Norm detector on generated shapes
+# make test    lint and the test suite; make test-long adds what trains for minutes on real images
+# make setup   the environment both need, in .venv
+#
+# PYTHON names the interpreter (3.11) and WHEELHOUSE a folder with a wheel of mmcv, which is
+# otherwise built from its source: 12 minutes on two cores.
+
+PYTHON ?= python3
+WHEELHOUSE ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(if $(WHEELHOUSE),--find-links $(WHEELHOUSE))
+STEP := @tools/step.sh
+DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
+DEMO_OUT := work_dirs/demo
+
+.PHONY: demo test test-long lint setup clean
+.DELETE_ON_ERROR:
+
+demo: setup
+	$(STEP) 'generate the shapes' 'Remove data/shapes and run make demo again.' \
+	    $(BIN)/python tools/dataset_converters/make_shapes.py data/shapes
+	$(STEP) 'train RetinaNet with SOFT-Norm-Tiny' 'The log is in $(DEMO_OUT).' \
+	    $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_OUT)
+	$(STEP) 'evaluate and draw' 'The log is in $(DEMO_OUT).' \
+	    $(BIN)/python tools/test.py $(DEMO) $(DEMO_OUT)/epoch_$$($(BIN)/python -c "from mmengine.config import Config; print(Config.fromfile('$(DEMO)').max_epochs)").pth \
+	    --work-dir $(DEMO_OUT) --show-dir $(DEMO_OUT)/pictures --out $(DEMO_OUT)/metrics.json
+
+test: lint
+	$(STEP) 'run the tests' 'The failures stand above.' $(BIN)/python -m pytest
+
+test-long: lint
+	$(STEP) 'run all tests' 'The failures stand above.' $(BIN)/python -m pytest -m ''
+
+lint: setup
+	$(STEP) 'lint' 'Run .venv/bin/ruff check --fix.' $(BIN)/ruff check .
+
+setup: $(BIN)/.soft_mm
+
+$(BIN)/.python:
+	$(STEP) 'check Python' 'Install Python 3.11, or name one: make PYTHON=python3.11 ...' \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and f"needs Python 3.11, {sys.executable} is {sys.version}")'
+	$(STEP) 'make .venv' 'Install the venv module (Debian: apt-get install python3-venv) and remove .venv.' \
+	    $(PYTHON) -m venv .venv
+	@touch $@
+
+$(BIN)/.requirements: requirements.txt | $(BIN)/.python
+	$(STEP) 'install build tools' 'Check the network and run make again.' \
+	    $(PIP) $$(grep -E '^(pip|setuptools|wheel|packaging|ninja|psutil)==' requirements.txt)
+	$(STEP) 'install requirements.txt (several GB, minutes)' 'Check the network and the disk and run make again.' \
+	    sh -c "grep -v '^onedl-mmcv==' requirements.txt | $(PIP) -r /dev/stdin"
+	@touch $@
+
+# mmcv's ops need torch at build time, and a build that does not find it leaves them out silently.
+$(BIN)/.mmcv: $(BIN)/.requirements
+	$(STEP) 'install mmcv with its ops (built in 12 minutes unless WHEELHOUSE has a wheel)' \
+	    'It needs a C++ compiler and the Python headers (Debian: apt-get install g++ python3-dev); with a GPU also the CUDA toolkit.' \
+	    env MMCV_WITH_OPS=1 CFLAGS=-g0 $(PIP) $$(grep '^onedl-mmcv==' requirements.txt)
+	$(STEP) 'check the ops of mmcv' 'Remove .venv and run make again with a C++ compiler installed.' \
+	    $(BIN)/python -W ignore -c 'import mmcv.ops'
+	@touch $@
+
+$(BIN)/.soft_mm: setup.py $(BIN)/.mmcv
+	$(STEP) 'install soft_mm' 'Remove .venv and run make again.' $(PIP) --editable .
+	@touch $@
+
+clean:
+	rm -rf .venv work_dirs data/shapes *.egg-info

@@ -1,0 +1,79 @@
+"""Evaluate any of the configs: ``python tools/test.py CONFIG CHECKPOINT``."""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.fileio import dump
+from mmengine.runner import Runner
+
+# How each toolbox is told to draw every picture into a folder: options of its visualization hook.
+DRAW = {
+    'DetVisualizationHook': lambda folder: dict(draw=True, test_out_dir=folder),
+    'SegVisualizationHook': lambda folder: dict(draw=True),  # draws into the visualizer's folder
+    'VisualizationHook': lambda folder: dict(enable=True, interval=1, out_dir=folder),
+}
+
+
+def result_file(name: str) -> Path:
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f'{name!r}: there is no folder {path.parent}')
+    if path.suffix not in ('.json', '.pkl'):
+        raise argparse.ArgumentTypeError(f'{name!r} must end in .json (metrics) or .pkl '
+                                         '(predictions)')
+    return path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Evaluate a model of any task.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='logs; default work_dirs/CONFIG_NAME')
+    parser.add_argument('--out', type=result_file, metavar='FILE',
+                        help='write the metrics (.json) or the predictions (.pkl)')
+    parser.add_argument('--show-dir', type=Path, help='draw the predictions into this folder')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        metavar='KEY=VALUE', help='settings that override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='who starts the processes of a distributed run')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.load_from = args.checkpoint
+    if args.show_dir:
+        folder = str(args.show_dir.resolve())  # the hooks take a relative one from the work dir
+        hook = cfg.default_hooks.visualization
+        hook.update(DRAW[hook.type](folder))
+        if hook.type == 'SegVisualizationHook':
+            cfg.visualizer.save_dir = folder
+    if args.out and args.out.suffix == '.pkl':
+        # mmdet's own packs masks as RLE.
+        dump_type = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+        evaluators = cfg.test_evaluator
+        cfg.test_evaluator = [
+            *(evaluators if isinstance(evaluators, list) else [evaluators]),
+            dict(type=dump_type, out_file_path=str(args.out)),
+        ]
+
+    metrics = Runner.from_cfg(cfg).test()
+    if not is_main_process():
+        return
+    if args.out and args.out.suffix == '.json':
+        dump(dict(config=args.config, checkpoint=args.checkpoint, metrics=metrics), args.out)
+    for name, value in metrics.items():
+        print(f'{name}: {value}')
+    for kind, path in (('results', args.out), ('pictures', args.show_dir)):
+        if path:
+            print(f'{kind}: {path}')
+
+
+if __name__ == '__main__':
+    main()
