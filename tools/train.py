@@ -1,4 +1,4 @@
-"""Train any of the configs: ``python tools/train.py CONFIG``, or tools/dist_train.sh for more GPUs."""
+"""Train any of the configs: ``python tools/train.py CONFIG``; on more GPUs, tools/dist_train.sh."""
 
 import argparse
 from pathlib import Path

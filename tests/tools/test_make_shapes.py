@@ -71,7 +71,7 @@ def test_annotations(shapes, split):
             ys, xs = np.nonzero(mask)
             x, y, w, h = ann['bbox']
             assert [x, y, w, h] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
-            assert 0 <= x and 0 <= y and x + w <= SIZE and y + h <= SIZE
+            assert x >= 0 and y >= 0 and x + w <= SIZE and y + h <= SIZE
             assert max(w, h) <= SIZE / 2 + 1  # outer radius at most a quarter of the side
             # The pixels below a mask are those of its texture: two colours, no blended edge.
             assert len(np.unique(image[mask.astype(bool)], axis=0)) <= 2

@@ -67,7 +67,7 @@ class Backbone(BaseModule):
         return self
 
     def _freeze(self) -> None:
-        """Put what is frozen in eval mode, without gradient; subclasses end their constructor so."""
+        """Put what is frozen in eval mode, without gradient: the last act of a constructor."""
         frozen = list(self.stages[:max(self.frozen_stages, 0)])
         if self.frozen_stages == 0:
             frozen.append(self.stages[0].patch_embed)

@@ -189,7 +189,7 @@ class SOFT(Backbone):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        # The smallest map must have a landmark: at stride s, a side of r takes s·(r − 1) + 1 pixels.
+        # Every map must have a landmark: at stride s, a side of r takes s·(r − 1) + 1 pixels.
         smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(STRIDES, RATIOS))
         if min(x.shape[-2:]) < smallest:
             raise ValueError(f'SOFT takes images of at least {smallest}×{smallest} pixels, one '

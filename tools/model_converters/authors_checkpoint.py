@@ -1,0 +1,99 @@
+"""What the converters share: reading a stranger's checkpoint, checking ours and writing it."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def run(description: str, containers: tuple[str, ...], ema_container: str,
+        convert: Callable[[State], tuple[State, dict]]) -> None:
+    """The command of a converter: ``SRC DST [--ema] [--trust-pickle]``.
+
+    Args:
+        description: first line of the help.
+        containers: keys under which the authors keep the state dict; a bare one is taken as well.
+        ema_container: key under which they keep the averaged one.
+        convert: from the authors' state dict to ours and what the file says of itself.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('src', type=Path, help="the authors' checkpoint")
+    parser.add_argument('dst', type=Path, help='file to write, for the ImageNet config')
+    parser.add_argument('--ema', action='store_true', help='take the averaged weights')
+    parser.add_argument('--trust-pickle', action='store_true',
+                        help='run the code that the file may contain: only for files you trust')
+    args = parser.parse_args()
+    try:
+        if not args.dst.parent.is_dir():
+            raise ValueError(f'there is no folder {args.dst.parent} to write to')
+        if args.dst.exists() and args.dst.samefile(args.src):
+            raise ValueError(f'{args.dst} is the source; name another file to write')
+        checkpoint = _load(args.src, args.trust_pickle)
+        state_dict, meta = convert(
+            _state_dict(checkpoint, (ema_container, ) if args.ema else containers))
+        _save(dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)), args.dst)
+    except (ValueError, OSError, RuntimeError) as error:
+        parser.exit(1, f'{parser.prog}: error: {args.src}: {error}\n')
+    print(f'{args.dst}: {len(state_dict)} tensors, {meta}')
+
+
+def check(converted: State, model: nn.Module) -> None:
+    """That the converted state dict is whole, and nothing more.
+
+    Raises:
+        ValueError: naming every tensor that is unknown, missing or of a wrong shape.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f'unknown key {name}' for name in converted if name not in expected]
+    for name, shape in expected.items():
+        if name not in converted:
+            problems.append(f'missing key {name}')
+        elif converted[name].shape != shape:
+            problems.append(f'wrong shape of {name}: {tuple(converted[name].shape)}, not {shape}')
+    if problems:
+        more = [f'and {len(problems) - 20} more'] if len(problems) > 20 else []
+        raise ValueError('\n  '.join(
+            ['does not fit the model (the names are those it has here):', *problems[:20], *more]))
+
+
+def _load(path: Path, trust_pickle: bool) -> object:
+    try:
+        # The authors pickle their command line beside the tensors.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=not trust_pickle)
+    except OSError:
+        raise
+    except Exception as error:  # a file that is no checkpoint fails in any way there is
+        unsafe = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if unsafe:
+            raise ValueError(f'holds {unsafe[1]} beside its tensors, and loading that could run '
+                             'code; pass --trust-pickle if you trust the file') from None
+        raise ValueError('is no checkpoint that torch.load can read') from None
+
+
+def _state_dict(checkpoint: object, containers: tuple[str, ...]) -> State:
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'holds a {type(checkpoint).__name__}, not a dict')
+    key = next((key for key in containers if key in checkpoint), None)
+    state = checkpoint if key is None else checkpoint[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f'has no state dict under {" or ".join(containers)}, only '
+                         f'{list(checkpoint)[:10]}')
+    prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _save(checkpoint: dict, path: Path) -> None:
+    """Write to a temporary name and rename: the file is whole or absent."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        torch.save(checkpoint, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
