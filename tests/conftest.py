@@ -1,0 +1,46 @@
+"""Paths that tests share, and the rule that a skipped test says why."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / 'shared'  # golden numbers and sample images, where there are any
+
+
+def shared(name: str) -> Path:
+    """A folder of golden numbers or images beside the checkout; without it the test is skipped."""
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f'there is no {name} folder beside the checkout (shared/{name})')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def golden() -> Path:
+    return shared('golden')
+
+
+@pytest.fixture
+def run_tool():
+    """Run a command of tools/ in a process of its own, and return its output."""
+
+    def run(script: str, *args, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / 'tools' / script), *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, **kwargs)
+        if check:
+            assert done.returncode == 0, f'{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
+        return done
+
+    return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and report.longrepr[2] in ('Skipped', 'Skipped: unconditional skip'):
+        report.outcome = 'failed'
+        report.longrepr = f'{item.nodeid} is skipped without a reason'
+    return report
