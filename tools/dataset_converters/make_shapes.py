@@ -18,11 +18,12 @@ SPLITS = ('train', 'val')
 CLASSES = ('circle', 'square', 'triangle', 'star')
 # Number of corners, and distance of every second one from the centre relative to the first.
 CORNERS = {'square': (4, 1.0), 'triangle': (3, 1.0), 'star': (10, 0.45)}
+ROTATION = -math.pi / 8, math.pi / 8  # from the first corner pointing right
 TEXTURES = ('stripes', 'checks', 'dots', 'noise')
-MAX_SHAPES = 5
+MAX_SHAPES = 4
 MAX_TRIES = 10  # placements tried before a shape is given up
 MIN_VISIBLE = 0.5  # part of its own area that every shape keeps
-MIN_CONTRAST = 150  # distance in RGB (0 to 255 each) between the two colours of a texture
+CONTRAST = 60, 150  # distance in RGB (0 to 255 each) between the two colours of a texture
 
 
 def smooth_noise(rng, size, cells, channels):
@@ -42,7 +43,7 @@ def draw_background(rng, size):
 def draw_texture(rng, size):
     """One of TEXTURES in two colours of visible contrast: (size, size, 3) uint8."""
     first, second = rng.integers(0, 256, (2, 3))
-    while np.linalg.norm(first - second) < MIN_CONTRAST:
+    while not CONTRAST[0] <= np.linalg.norm(first - second) <= CONTRAST[1]:
         first, second = rng.integers(0, 256, (2, 3))
     # Coordinates in a rotated, shifted frame, in units of one stripe, field or dot.
     unit = max(3.0, size * rng.uniform(0.025, 0.05))
@@ -65,14 +66,14 @@ def draw_texture(rng, size):
 
 def draw_mask(rng, name, size):
     """A shape of random radius, place and rotation, fully inside: (size, size) bool."""
-    radius = int(rng.integers(math.ceil(size / 10), size // 4 + 1))
+    radius = int(rng.integers(math.ceil(size / 8), size // 4 + 1))
     centre = rng.integers(radius, size - radius, 2)
     mask = np.zeros((size, size), np.uint8)
     if name == 'circle':
         cv2.circle(mask, centre.tolist(), radius, 1, cv2.FILLED, cv2.LINE_8)
     else:
         count, inner = CORNERS[name]
-        angles = rng.uniform(0, 2 * math.pi) + 2 * math.pi * np.arange(count) / count
+        angles = rng.uniform(*ROTATION) + 2 * math.pi * np.arange(count) / count
         radii = radius * np.where(np.arange(count) % 2, inner, 1.0)
         points = centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
         cv2.fillPoly(mask, [np.rint(points).astype(np.int32)], 1, cv2.LINE_8)
