@@ -10,26 +10,30 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'  # golden numbers and sample images, where there are any
 
 
-def shared(name: str) -> Path:
+@pytest.fixture(scope='session')
+def shared():
     """A folder of golden numbers or images beside the checkout; without it the test is skipped."""
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f'there is no {name} folder beside the checkout (shared/{name})')
+
+    def folder(name: str) -> Path:
+        if not (SHARED / name).is_dir():
+            pytest.skip(f'there is no folder shared/{name} beside the checkout')
+        return SHARED / name
+
     return folder
 
 
 @pytest.fixture(scope='session')
-def golden() -> Path:
+def golden(shared) -> Path:
     return shared('golden')
 
 
 @pytest.fixture
 def run_tool():
-    """Run a command of tools/ in a process of its own, and return its output."""
+    """Run a command of tools/ in a process of its own, from the root of the checkout."""
 
-    def run(script: str, *args, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / 'tools' / script), *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, **kwargs)
+    def run(script: str, *args, check: bool = True) -> subprocess.CompletedProcess:
+        command = [sys.executable, f'tools/{script}', *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if check:
             assert done.returncode == 0, f'{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
         return done

@@ -6,10 +6,11 @@ _base_ = [
     '../_base_/schedules/coco_1x.py',
     '../_base_/det_runtime.py',
 ]
+norm_cfg = dict(type='GN', num_groups=8)  # what training from scratch needs (arXiv 1811.08883)
 model = dict(
     backbone=dict(type='soft_mm.SOFT', arch='tiny', sym_norm=True),
-    neck=dict(out_channels=64),
-    bbox_head=dict(num_classes=4, in_channels=64, feat_channels=64))
+    neck=dict(out_channels=64, norm_cfg=norm_cfg),
+    bbox_head=dict(num_classes=4, in_channels=64, feat_channels=64, norm_cfg=norm_cfg))
 
 data_root = 'data/shapes/'
 metainfo = dict(classes=('circle', 'square', 'triangle', 'star'))

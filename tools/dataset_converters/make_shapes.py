@@ -23,7 +23,7 @@ TEXTURES = ('stripes', 'checks', 'dots', 'noise')
 MAX_SHAPES = 4
 MAX_TRIES = 10  # placements tried before a shape is given up
 MIN_VISIBLE = 0.5  # part of its own area that every shape keeps
-CONTRAST = 60, 150  # distance in RGB (0 to 255 each) between the two colours of a texture
+CONTRAST = 20, 60  # distance in RGB (0 to 255 each) between the two colours of a texture
 
 
 def smooth_noise(rng, size, cells, channels):

@@ -1,0 +1,141 @@
+"""Every task trains, evaluates and reloads on real images, through tools/train.py and test.py.
+
+Two images of COCO val2017 and two of ADE20K are overfitted from scratch, and scikit-learn's
+handwritten digits are learnt, with the configs as they are but for the options below.
+"""
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from sklearn.datasets import load_digits
+
+FROM_SCRATCH = ['model.backbone.init_cfg=None', 'model.backbone.drop_path_rate=0.']
+IN_THIS_PROCESS = [f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
+                   for option in ('num_workers=0', 'persistent_workers=False')]
+
+
+def coco(folder: Path, size: int, steps: int) -> list[str]:
+    """One step an epoch: both images."""
+    return [
+        *FROM_SCRATCH, *IN_THIS_PROCESS,
+        'model.backbone.norm_eval=False',
+        *(f'{loader}_dataloader.dataset.data_root={folder}/' for loader in ('train', 'val', 'test')),
+        *(f'{loader}_evaluator.ann_file={folder}/annotations/instances_val2017.json'
+          for loader in ('val', 'test')),
+        'train_dataloader.dataset.ann_file=annotations/instances_val2017.json',
+        'train_dataloader.dataset.data_prefix.img=val2017/',
+        f'train_dataloader.dataset.pipeline.2.scale=({size},{size})',
+        'train_dataloader.dataset.pipeline.3.prob=0.',
+        f'val_dataloader.dataset.pipeline.1.scale=({size},{size})',
+        f'test_dataloader.dataset.pipeline.1.scale=({size},{size})',
+        'optim_wrapper.optimizer.lr=3e-4', 'optim_wrapper.clip_grad.max_norm=1.',
+        f'param_scheduler.0.end={max(steps // 20, 1)}', 'param_scheduler.0.start_factor=0.1',
+        f'param_scheduler.1.end={steps}',
+        f'param_scheduler.1.milestones=[{steps * 8 // 10},{steps * 9 // 10}]',
+        f'train_cfg.max_epochs={steps}', f'train_cfg.val_interval={steps}',
+        f'default_hooks.checkpoint.interval={steps}',
+    ]
+
+
+def ade20k(folder: Path, size: int, steps: int) -> list[str]:
+    return [
+        *FROM_SCRATCH, *IN_THIS_PROCESS,
+        f'model.data_preprocessor.size=({size},{size})',
+        'model.decode_head.dropout_ratio=0.', 'model.auxiliary_head.dropout_ratio=0.',
+        *(f'{loader}_dataloader.dataset.data_root={folder}' for loader in ('train', 'val', 'test')),
+        'train_dataloader.dataset.data_prefix.img_path=images/validation',
+        'train_dataloader.dataset.data_prefix.seg_map_path=annotations/validation',
+        f'train_dataloader.dataset.pipeline.2.scale=({4 * size},{size})',
+        'train_dataloader.dataset.pipeline.2.ratio_range=(1.,1.)',
+        f'train_dataloader.dataset.pipeline.3.crop_size=({size},{size})',
+        'train_dataloader.dataset.pipeline.4.prob=0.',
+        f'val_dataloader.dataset.pipeline.1.scale=({4 * size},{size})',
+        f'test_dataloader.dataset.pipeline.1.scale=({4 * size},{size})',
+        'optim_wrapper.optimizer.lr=3e-4', 'optim_wrapper.clip_grad.max_norm=1.',
+        f'param_scheduler.0.end={max(steps // 20, 1)}', 'param_scheduler.0.start_factor=0.1',
+        f'param_scheduler.1.begin={max(steps // 20, 1)}', f'param_scheduler.1.end={steps}',
+        f'train_cfg.max_iters={steps}', f'train_cfg.val_interval={steps}',
+        f'default_hooks.checkpoint.interval={steps}',
+    ]
+
+
+def digits(folder: Path, size: int, epochs: int) -> list[str]:
+    return [
+        *(f'{loader}_dataloader.dataset.data_root={folder}' for loader in ('train', 'val', 'test')),
+        *(f'{loader}_dataloader.dataset.pipeline.1.scale=({size},{size})'
+          for loader in ('train', 'val', 'test')),
+        f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}',
+        f'param_scheduler.1.end={epochs}', f'default_hooks.checkpoint.interval={epochs}',
+    ]
+
+
+def write_digits(folder: Path) -> Path:
+    """The scans as an ImageFolder of 8×8 grey images, every fifth of them held out."""
+    scans = load_digits()
+    for i, (scan, label) in enumerate(zip(scans.images, scans.target)):
+        file = folder / ('val' if i % 5 == 0 else 'train') / str(label) / f'{i:04d}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(file), (scan * 15).astype('uint8'))
+    return folder
+
+
+COCO = 'configs/coco/{}_soft-norm-tiny_fpn_1x_coco.py'
+TASKS = {
+    # config, options, data, size and steps in full, size and steps in short, metrics to reach
+    'retinanet': (COCO.format('retinanet'), coco, (640, 300), (192, 8),
+                  {'coco/bbox_mAP_50': 0.6}),
+    'mask-rcnn': (COCO.format('mask-rcnn'), coco, (640, 250), (192, 8),
+                  {'coco/bbox_mAP_50': 0.3, 'coco/segm_mAP_50': 0.3}),
+    'upernet': ('configs/ade20k/soft-norm-small_upernet_8xb2-160k_ade20k-512x512.py', ade20k,
+                (320, 200), (96, 8), {'mIoU': 70.}),
+    'classifier': ('tests/tools/digits.py', digits, (64, 10), (32, 1), {'accuracy/top1': 95.}),
+}
+
+
+@pytest.fixture(params=TASKS)
+def task(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def data(task, shared, tmp_path) -> Path:
+    if task == 'classifier':
+        return write_digits(tmp_path / 'digits')
+    return shared('data') / ('ade20k' if task == 'upernet' else 'coco')
+
+
+def train_and_test(task: str, data: Path, amount: tuple[int, int], run_tool,
+                   tmp_path: Path) -> tuple[list[float], dict, dict]:
+    """The losses, the metrics at the end of training, and those of the reloaded checkpoint."""
+    config, make_options = TASKS[task][:2]
+    options = [*make_options(data, *amount), 'randomness.seed=0',
+               'default_hooks.logger.interval=1', 'log_processor.window_size=1',
+               'default_hooks.checkpoint.save_best=None']
+    run_tool('train.py', config, '--work-dir', tmp_path, '--cfg-options', *options)
+    (log, ) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    run_tool('test.py', config, checkpoint, '--work-dir', tmp_path / 'test',
+             '--out', tmp_path / 'metrics.json', '--cfg-options', *options)
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())['metrics']
+    return [line['loss'] for line in lines if 'loss' in line], lines[-1], metrics
+
+
+def test_short(task, data, run_tool, tmp_path):
+    """The loss falls, the evaluation runs, and the checkpoint reloads to the same numbers."""
+    losses, trained, reloaded = train_and_test(task, data, TASKS[task][3], run_tool, tmp_path)
+    quarter = len(losses) // 4
+    assert sum(losses[-quarter:]) < 0.9 * sum(losses[:quarter]), losses
+    assert set(TASKS[task][4]) <= set(reloaded)
+    for name, value in reloaded.items():
+        assert trained[name] == pytest.approx(value, nan_ok=True, rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.long
+def test_learns(task, data, run_tool, tmp_path):
+    _, _, metrics = train_and_test(task, data, TASKS[task][2], run_tool, tmp_path)
+    print(metrics)
+    for name, least in TASKS[task][4].items():
+        assert metrics[name] >= least
