@@ -21,7 +21,8 @@ def coco(folder: Path, size: int, steps: int) -> list[str]:
     return [
         *FROM_SCRATCH, *IN_THIS_PROCESS,
         'model.backbone.norm_eval=False',
-        *(f'{loader}_dataloader.dataset.data_root={folder}/' for loader in ('train', 'val', 'test')),
+        *(f'{loader}_dataloader.dataset.data_root={folder}/'
+          for loader in ('train', 'val', 'test')),
         *(f'{loader}_evaluator.ann_file={folder}/annotations/instances_val2017.json'
           for loader in ('val', 'test')),
         'train_dataloader.dataset.ann_file=annotations/instances_val2017.json',
@@ -84,12 +85,12 @@ def write_digits(folder: Path) -> Path:
 COCO = 'configs/coco/{}_soft-norm-tiny_fpn_1x_coco.py'
 TASKS = {
     # config, options, data, size and steps in full, size and steps in short, metrics to reach
-    'retinanet': (COCO.format('retinanet'), coco, (640, 300), (192, 8),
+    'retinanet': (COCO.format('retinanet'), coco, (480, 100), (192, 8),
                   {'coco/bbox_mAP_50': 0.6}),
-    'mask-rcnn': (COCO.format('mask-rcnn'), coco, (640, 250), (192, 8),
+    'mask-rcnn': (COCO.format('mask-rcnn'), coco, (480, 120), (192, 8),
                   {'coco/bbox_mAP_50': 0.3, 'coco/segm_mAP_50': 0.3}),
     'upernet': ('configs/ade20k/soft-norm-small_upernet_8xb2-160k_ade20k-512x512.py', ade20k,
-                (320, 200), (96, 8), {'mIoU': 70.}),
+                (320, 120), (96, 8), {'mIoU': 70.}),
     'classifier': ('tests/tools/digits.py', digits, (64, 10), (32, 1), {'accuracy/top1': 95.}),
 }
 

@@ -1,6 +1,6 @@
 """Generate a small detection set of textured shapes in COCO format, with instance masks.
 
-Class, texture and colour are drawn independently, so that only the outline tells the class.
+Each class has its shape and its texture; size, place, rotation and colours are random.
 The set is a function of the arguments alone: two runs give the same files.
 """
 import argparse
@@ -15,15 +15,14 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 SPLITS = ('train', 'val')
-CLASSES = ('circle', 'square', 'triangle', 'star')
+CLASSES = {'circle': 'stripes', 'square': 'checks', 'triangle': 'dots', 'star': 'blots'}
 # Number of corners, and distance of every second one from the centre relative to the first.
 CORNERS = {'square': (4, 1.0), 'triangle': (3, 1.0), 'star': (10, 0.45)}
 ROTATION = -math.pi / 8, math.pi / 8  # from the first corner pointing right
-TEXTURES = ('stripes', 'checks', 'dots', 'noise')
 MAX_SHAPES = 4
 MAX_TRIES = 10  # placements tried before a shape is given up
 MIN_VISIBLE = 0.5  # part of its own area that every shape keeps
-CONTRAST = 20, 60  # distance in RGB (0 to 255 each) between the two colours of a texture
+CONTRAST = 100, 300  # distance in RGB (0 to 255 each) between the two colours of a texture
 
 
 def smooth_noise(rng, size, cells, channels):
@@ -40,8 +39,8 @@ def draw_background(rng, size):
     return np.clip(colour + smooth + fine, 0, 255).astype(np.uint8)
 
 
-def draw_texture(rng, size):
-    """One of TEXTURES in two colours of visible contrast: (size, size, 3) uint8."""
+def draw_texture(rng, name, size):
+    """The texture of that name in two colours of visible contrast: (size, size, 3) uint8."""
     first, second = rng.integers(0, 256, (2, 3))
     while not CONTRAST[0] <= np.linalg.norm(first - second) <= CONTRAST[1]:
         first, second = rng.integers(0, 256, (2, 3))
@@ -51,7 +50,6 @@ def draw_texture(rng, size):
     y, x = np.mgrid[:size, :size] / unit
     u = x * math.cos(angle) + y * math.sin(angle) + shift_u
     v = y * math.cos(angle) - x * math.sin(angle) + shift_v
-    name = TEXTURES[rng.integers(len(TEXTURES))]
     if name == 'stripes':
         pattern = np.floor(u) % 2 == 0
     elif name == 'checks':
@@ -91,9 +89,10 @@ def draw_sample(rng, size):
     shapes = []  # (class index, visible mask, whole area in pixels)
     for _ in range(rng.integers(1, MAX_SHAPES + 1)):
         label = int(rng.integers(len(CLASSES)))
-        texture = draw_texture(rng, size)
+        shape, texture_name = list(CLASSES.items())[label]
+        texture = draw_texture(rng, texture_name, size)
         for _ in range(MAX_TRIES):
-            mask = draw_mask(rng, CLASSES[label], size)
+            mask = draw_mask(rng, shape, size)
             if all((old & ~mask).sum() >= MIN_VISIBLE * area for _, old, area in shapes):
                 shapes = [(other, old & ~mask, area) for other, old, area in shapes]
                 shapes.append((label, mask, mask.sum()))

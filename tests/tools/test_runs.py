@@ -1,0 +1,140 @@
+"""What tools/train.py, test.py and the launch scripts do with their options."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = 'configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py'
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    import sys
+    folder = tmp_path_factory.mktemp('data') / 'shapes'
+    subprocess.run([sys.executable, 'tools/dataset_converters/make_shapes.py', folder,
+                    '--train', '8', '--val', '4', '--size', '96'], cwd=ROOT, check=True)
+    return folder
+
+
+def options(folder: Path, epochs: int, **more) -> list[str]:
+    return [
+        '--cfg-options', f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}',
+        *(f'{loader}_dataloader.dataset.data_root={folder}/'
+          for loader in ('train', 'val', 'test')),
+        *(f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
+          for option in ('num_workers=0', 'persistent_workers=False')),
+        *(f'{loader}_evaluator.ann_file={folder}/annotations/instances_val.json'
+          for loader in ('val', 'test')),
+        *(f'{key}={value}' for key, value in more.items()),
+    ]
+
+
+@pytest.fixture(scope='module')
+def trained(shapes, tmp_path_factory) -> Path:
+    """A work dir with a checkpoint after two epochs of two steps."""
+    import sys
+    folder = tmp_path_factory.mktemp('work')
+    subprocess.run([sys.executable, 'tools/train.py', DEMO, '--work-dir', folder,
+                    *options(shapes, 2)], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+def test_resume_goes_on_from_the_last_checkpoint(trained, shapes, run_tool):
+    done = run_tool('train.py', DEMO, '--work-dir', trained, '--resume', *options(shapes, 3))
+    assert 'resumed epoch: 2, iter: 4' in done.stdout + done.stderr
+    assert (trained / 'epoch_3.pth').exists()
+
+
+def test_test_writes_metrics_predictions_and_pictures(trained, shapes, run_tool, tmp_path):
+    arguments = DEMO, trained / 'epoch_2.pth', '--work-dir', tmp_path / 'work'
+    done = run_tool('test.py', *arguments, '--out', tmp_path / 'metrics.json',
+                    '--show-dir', tmp_path / 'pictures', *options(shapes, 2))
+    result = json.loads((tmp_path / 'metrics.json').read_text())
+    assert result['config'] == DEMO
+    assert f"coco/bbox_mAP_50: {result['metrics']['coco/bbox_mAP_50']}" in done.stdout
+    assert sorted(p.name for p in (tmp_path / 'pictures').glob('*.png')) == [
+        f'{i:06d}.png' for i in range(4)]
+    run_tool('test.py', *arguments, '--out', tmp_path / 'predictions.pkl', *options(shapes, 2))
+    import pickle
+    predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
+    assert [set(p['pred_instances']) for p in predictions] == [{'bboxes', 'labels', 'scores'}] * 4
+
+
+def test_auto_scale_lr(shapes, run_tool, tmp_path):
+    """4 images a step for a config made for 16: a quarter of the rate."""
+    done = run_tool('train.py', DEMO, '--work-dir', tmp_path, '--auto-scale-lr',
+                    *options(shapes, 1))
+    assert 'LR has been scaled from 0.0004 to 0.0001' in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['train.py', DEMO, '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
+     'no auto_scale_lr.base_batch_size'),
+    (['train.py', 'configs/none.py'], 'configs/none.py'),
+    (['test.py', DEMO, 'x.pth', '--out', 'x.txt'], 'must end in .json'),
+    (['test.py', DEMO, 'x.pth', '--out', 'none/x.json'], 'there is no folder none'),
+    (['test.py', DEMO, 'x.pth', '--work-dir', '{tmp_path}'], 'x.pth can not be found'),
+])
+def test_bad_arguments(arguments, message, run_tool, tmp_path):
+    done = run_tool(*(a.format(tmp_path=tmp_path) for a in arguments), check=False)
+    assert done.returncode
+    assert message in done.stderr
+
+
+def launch(script: str, *args, **env) -> subprocess.CompletedProcess:
+    path = f'{ROOT / ".venv/bin"}:{os.environ["PATH"]}'
+    return subprocess.run([f'tools/{script}', *map(str, args)], cwd=ROOT, text=True,
+                          capture_output=True, env={**os.environ, 'PATH': path, **env})
+
+
+# Two processes on the CPU: gloo, and a wrapper that is not told of a GPU.
+ON_CPU = {'env_cfg.dist_cfg.backend': 'gloo', 'model_wrapper_cfg.type': 'MMDistributedDataParallel'}
+
+
+def test_two_processes_train_and_test(shapes, tmp_path):
+    train = launch('dist_train.sh', DEMO, 2, '--work-dir', tmp_path,
+                   *options(shapes, 1, **ON_CPU), PORT='29517')
+    assert train.returncode == 0, train.stderr[-3000:]
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'Distributed launcher: pytorch' in log
+    assert 'GPU number: 2' in log
+    test = launch('dist_test.sh', DEMO, tmp_path / 'epoch_1.pth', 2, '--work-dir', tmp_path,
+                  '--out', tmp_path / 'metrics.json', *options(shapes, 1, **ON_CPU), PORT='29518')
+    assert test.returncode == 0, test.stderr[-3000:]
+    assert test.stdout.count('coco/bbox_mAP:') >= 1
+    assert json.loads((tmp_path / 'metrics.json').read_text())['metrics']
+
+
+def test_slurm_starts_a_launcher_on_every_node(tmp_path):
+    """A stand-in for srun runs the command once a node, as Slurm does, and shows what it got."""
+    for name, body in {
+            'srun': 'echo "$@" >&2\nwhile [ "$1" != bash ]; do shift; done\n'
+                    'for node in 0 1; do SLURM_NODEID=$node SLURM_JOB_NODELIST=n[0-1] "$@"; done',
+            'scontrol': 'printf "node-a\\nnode-b\\n"',
+            'python': 'echo "$@"',
+    }.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n{body}\n')
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ['tools/slurm_run.sh', 'gpu', 'job', 'tools/dist_train.sh', DEMO, '4', '--amp'], cwd=ROOT,
+        text=True, capture_output=True, env={
+            **os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'NNODES': '2', 'GPUS': '4',
+            'PORT': '29999', 'SRUN_ARGS': '--time 10 --qos low'})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f'-m torch.distributed.run --nnodes 2 --node-rank {rank} --nproc-per-node 4 '
+        '--master-addr node-a --master-port 29999 tools/train.py '
+        f'{DEMO} --launcher pytorch --amp' for rank in (0, 1)]
+    assert '--partition gpu --job-name job --nodes 2' in done.stderr
+    assert '--gres gpu:4 --cpus-per-task 64 --kill-on-bad-exit=1 --time 10 --qos low' in done.stderr
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_run.sh'])
+def test_launchers_print_their_usage(script):
+    done = launch(script)
+    assert done.returncode == 2
+    assert f'tools/{script}' in done.stderr
