@@ -23,8 +23,8 @@ demo: setup
 	$(STEP) 'train RetinaNet with SOFT-Norm-Tiny' 'The log is in $(DEMO_OUT).' \
 	    $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_OUT)
 	$(STEP) 'evaluate and draw' 'The log is in $(DEMO_OUT).' \
-	    $(BIN)/python tools/test.py $(DEMO) $(DEMO_OUT)/epoch_$$($(BIN)/python -c "from mmengine.config import Config; print(Config.fromfile('$(DEMO)').max_epochs)").pth \
-	    --work-dir $(DEMO_OUT) --show-dir $(DEMO_OUT)/pictures --out $(DEMO_OUT)/metrics.json
+	    sh -c '$(BIN)/python tools/test.py $(DEMO) $$(cat $(DEMO_OUT)/last_checkpoint) \
+	        --work-dir $(DEMO_OUT) --show-dir $(DEMO_OUT)/pictures --out $(DEMO_OUT)/metrics.json'
 
 test: lint
 	$(STEP) 'run the tests' 'The failures stand above.' $(BIN)/python -m pytest

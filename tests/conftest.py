@@ -27,7 +27,7 @@ def golden(shared) -> Path:
     return shared('golden')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run_tool():
     """Run a command of tools/ in a process of its own, from the root of the checkout."""
 

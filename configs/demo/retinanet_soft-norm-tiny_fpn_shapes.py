@@ -6,24 +6,24 @@ _base_ = [
     '../_base_/schedules/coco_1x.py',
     '../_base_/det_runtime.py',
 ]
-norm_cfg = dict(type='GN', num_groups=8)  # what training from scratch needs (arXiv 1811.08883)
+norm_cfg = dict(type='GN', num_groups=16)  # what training from scratch needs (arXiv 1811.08883)
 model = dict(
     backbone=dict(type='soft_mm.SOFT', arch='tiny', sym_norm=True),
-    neck=dict(out_channels=64, norm_cfg=norm_cfg),
-    bbox_head=dict(num_classes=4, in_channels=64, feat_channels=64, norm_cfg=norm_cfg))
+    neck=dict(out_channels=128, norm_cfg=norm_cfg),
+    bbox_head=dict(num_classes=4, in_channels=128, feat_channels=128, norm_cfg=norm_cfg))
 
 data_root = 'data/shapes/'
 metainfo = dict(classes=('circle', 'square', 'triangle', 'star'))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',

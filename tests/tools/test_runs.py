@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 from pathlib import Path
 
@@ -12,11 +13,9 @@ DEMO = 'configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py'
 
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory) -> Path:
-    import sys
+def shapes(tmp_path_factory, run_tool) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'shapes'
-    subprocess.run([sys.executable, 'tools/dataset_converters/make_shapes.py', folder,
-                    '--train', '8', '--val', '4', '--size', '96'], cwd=ROOT, check=True)
+    run_tool('dataset_converters/make_shapes.py', folder, '--train', 8, '--val', 4, '--size', 96)
     return folder
 
 
@@ -34,12 +33,10 @@ def options(folder: Path, epochs: int, **more) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def trained(shapes, tmp_path_factory) -> Path:
+def trained(shapes, tmp_path_factory, run_tool) -> Path:
     """A work dir with a checkpoint after two epochs of two steps."""
-    import sys
     folder = tmp_path_factory.mktemp('work')
-    subprocess.run([sys.executable, 'tools/train.py', DEMO, '--work-dir', folder,
-                    *options(shapes, 2)], cwd=ROOT, check=True, capture_output=True)
+    run_tool('train.py', DEMO, '--work-dir', folder, *options(shapes, 2))
     return folder
 
 
@@ -59,7 +56,6 @@ def test_test_writes_metrics_predictions_and_pictures(trained, shapes, run_tool,
     assert sorted(p.name for p in (tmp_path / 'pictures').glob('*.png')) == [
         f'{i:06d}.png' for i in range(4)]
     run_tool('test.py', *arguments, '--out', tmp_path / 'predictions.pkl', *options(shapes, 2))
-    import pickle
     predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
     assert [set(p['pred_instances']) for p in predictions] == [{'bboxes', 'labels', 'scores'}] * 4
 
