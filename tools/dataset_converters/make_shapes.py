@@ -161,9 +161,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out_dir', metavar='OUT_DIR', type=Path, help='folder to make')
     for name, low, default, text in (
-            ('train', 1, 400, 'number of training images'),
-            ('val', 0, 80, 'number of validation images'),
-            ('size', 64, 160, 'side of the square images in pixels'),
+            ('train', 1, 600, 'number of training images'),
+            ('val', 0, 100, 'number of validation images'),
+            ('size', 64, 128, 'side of the square images in pixels'),
             ('seed', 0, 0, 'seed of the random numbers')):
         parser.add_argument(f'--{name}', type=integer_from(low), default=default,
                             help=f'{text} (>= {low}, default: {default})')
