@@ -42,7 +42,8 @@ def coco(folder: Path, size: int, steps: int) -> list[str]:
 
 def coco_masks(folder: Path, size: int, steps: int) -> list[str]:
     """Fewer regions an image, which is where the time goes on a CPU."""
-    return [*coco(folder, size, steps), 'model.train_cfg.rcnn.sampler.num=128']
+    return [*coco(folder, size, steps), 'model.train_cfg.rcnn.sampler.num=128',
+            'optim_wrapper.optimizer.lr=1e-4']
 
 
 def ade20k(folder: Path, size: int, steps: int) -> list[str]:
