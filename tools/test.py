@@ -8,6 +8,8 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
+from soft_mm.utils import join_cpu_processes
+
 # How each toolbox is told to draw every picture into a folder: options of its visualization hook.
 DRAW = {
     'DetVisualizationHook': lambda folder: dict(draw=True, test_out_dir=folder),
@@ -63,6 +65,7 @@ def main() -> None:
             dict(type=dump_type, out_file_path=str(args.out)),
         ]
 
+    join_cpu_processes(cfg)
     metrics = Runner.from_cfg(cfg).test()
     if not is_main_process():
         return

@@ -6,6 +6,8 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from soft_mm.utils import join_cpu_processes
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model of any task.')
@@ -39,6 +41,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    join_cpu_processes(cfg)
     Runner.from_cfg(cfg).train()
 
 
