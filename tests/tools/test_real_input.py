@@ -140,7 +140,7 @@ def test_short(task, data, run_tool, tmp_path):
     """The loss falls, the evaluation runs, and the checkpoint reloads to the same numbers."""
     losses, trained, reloaded = train_and_test(task, data, TASKS[task][3], run_tool, tmp_path)
     quarter = len(losses) // 4
-    assert sum(losses[-quarter:]) < 0.95 * sum(losses[:quarter]), losses
+    assert sum(losses[-quarter:]) < 0.97 * sum(losses[:quarter]), losses
     assert set(TASKS[task][4]) <= set(reloaded)
     for name, value in reloaded.items():
         assert trained[name] == pytest.approx(value, nan_ok=True, rel=1e-4, abs=1e-4), name
