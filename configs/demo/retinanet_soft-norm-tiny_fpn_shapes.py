@@ -63,3 +63,4 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 randomness = dict(seed=0)
+default_hooks = dict(visualization=dict(score_thr=0.5))
