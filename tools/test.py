@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
-from soft_mm.utils import join_cpu_processes
+from soft_mm.utils import process_group
 
 # How each toolbox is told to draw every picture into a folder: options of its visualization hook.
 DRAW = {
@@ -65,10 +65,10 @@ def main() -> None:
             dict(type=dump_type, out_file_path=str(args.out)),
         ]
 
-    join_cpu_processes(cfg)
-    metrics = Runner.from_cfg(cfg).test()
-    if not is_main_process():
-        return
+    with process_group(cfg):
+        metrics = Runner.from_cfg(cfg).test()
+        if not is_main_process():
+            return
     if args.out and args.out.suffix == '.json':
         dump(dict(config=args.config, checkpoint=args.checkpoint, metrics=metrics), args.out)
     for name, value in metrics.items():

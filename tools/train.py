@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from soft_mm.utils import join_cpu_processes
+from soft_mm.utils import process_group
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,8 +41,8 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    join_cpu_processes(cfg)
-    Runner.from_cfg(cfg).train()
+    with process_group(cfg):
+        Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

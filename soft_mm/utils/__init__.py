@@ -1,3 +1,3 @@
-from .distributed import join_cpu_processes
+from .distributed import process_group
 
-__all__ = ['join_cpu_processes']
+__all__ = ['process_group']

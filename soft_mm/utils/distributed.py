@@ -1,14 +1,23 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from mmengine.config import Config
+from torch import distributed
 
 
-def join_cpu_processes(cfg: Config) -> None:
-    """Let torchrun's processes train on a machine without GPU, where MMEngine would ask for one.
+@contextmanager
+def process_group(cfg: Config) -> Iterator[None]:
+    """Where a runner of ``cfg`` may live: leaves the process group of a distributed run at the end.
 
-    Does nothing unless ``cfg.launcher`` is 'pytorch' and there is no GPU; then joins the process
-    group over gloo and sets the model wrapper of ``cfg``.
+    A group that is not left now and then aborts its process at exit. On a machine without GPU,
+    where MMEngine would ask for one, torchrun's processes are also joined here, over gloo, and the
+    model wrapper of ``cfg`` is set.
     """
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        torch.distributed.init_process_group('gloo')
+        distributed.init_process_group('gloo')
         cfg.model_wrapper_cfg = dict(
             type='mmengine.MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
