@@ -1,3 +1,3 @@
-from .backbones import SOFT
+from .backbones import SOFT, InLineCSwin, InLineDeiT, InLinePVT, InLineSwin
 
-__all__ = ['SOFT']
+__all__ = ['SOFT', 'InLineCSwin', 'InLineDeiT', 'InLinePVT', 'InLineSwin']

@@ -110,7 +110,7 @@ BAD = {
     'table of one dimension': (lambda s: changed(s, pos_embed1=torch.ones(64)),
                                'wrong shape of pos_embed1: (64,), not 3-D'),
     'another model': (lambda s: {'conv1.weight': torch.ones(64, 3, 7, 7)},
-                      'has no pos_embed1: it is not a SOFT checkpoint'),
+                      'has no pos_embed1: it is a checkpoint of another model'),
     'no tensors': (lambda s: dict(epoch=3), 'has no state dict'),
 }
 

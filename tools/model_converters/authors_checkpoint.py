@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -60,6 +61,41 @@ def check(converted: State, model: nn.Module) -> None:
         more = [f'and {len(problems) - 20} more'] if len(problems) > 20 else []
         raise ValueError('\n  '.join(
             ['does not fit the model (the names are those it has here):', *problems[:20], *more]))
+
+
+def shape(state: State, name: str, ndim: int) -> torch.Size:
+    """Shape of a tensor that tells about the model.
+
+    Raises:
+        ValueError: if there is none of this name, or it has another number of dimensions.
+    """
+    if name not in state:
+        raise ValueError(f'has no {name}: it is a checkpoint of another model, or not a whole one')
+    if state[name].ndim != ndim:
+        raise ValueError(f'wrong shape of {name}: {tuple(state[name].shape)}, not {ndim}-D')
+    return state[name].shape
+
+
+def square_map(name: str, table: Tensor) -> Tensor:
+    """A table ``(N, C)`` of N places -> ``(1, C, √N, √N)``."""
+    if table.ndim != 2:
+        raise ValueError(f'wrong shape of {name}: {tuple(table.shape)}, not (positions, channels)')
+    side = isqrt(len(table))
+    if side * side != len(table):
+        raise ValueError(f'wrong shape of {name}: {len(table)} positions are no square map')
+    return table.mT.unflatten(-1, (side, side))[None].contiguous()
+
+
+def join_qkv(state: State) -> State:
+    """Every ``attn.q`` and ``attn.kv`` as one ``attn.qkv``."""
+    joined = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r'(.*\.attn)\.q\.(weight|bias)', name):
+            kv = state.get(f'{match[1]}.kv.{match[2]}', tensor[:0])
+            joined[f'{match[1]}.qkv.{match[2]}'] = torch.cat((tensor, kv))
+        elif not re.fullmatch(r'.*\.attn\.kv\.(weight|bias)', name):
+            joined[name] = tensor
+    return joined
 
 
 def _load(path: Path, trust_pickle: bool) -> object:

@@ -4,8 +4,8 @@ import re
 from math import isqrt
 
 import torch
-from authors_checkpoint import State, check, run
-from torch import Tensor, nn
+from authors_checkpoint import State, check, join_qkv, run, shape, square_map
+from torch import nn
 
 from soft_mm import SOFT
 
@@ -25,16 +25,13 @@ def convert(state: State) -> tuple[State, dict]:
     """The authors' state dict -> the classifier's, and the arch that was read from it."""
     arch = read_arch(state)
     converted = {}
-    for name, tensor in state.items():
+    for name, tensor in join_qkv(state).items():
         if match := re.fullmatch(r'pos_embed([1-4])', name):
             stage = f'backbone.stages.{int(match[1]) - 1}'
             if name == 'pos_embed4':  # its first row is the class token's
                 converted[f'{stage}.cls_pos_embed'], tensor = tensor[:, :1], tensor[:, 1:]
-            converted[f'{stage}.pos_embed.weight'] = _table_to_map(name, tensor)
-        elif match := re.fullmatch(r'(block4\.\d+\.attn)\.q\.(weight|bias)', name):
-            kv = state.get(f'{match[1]}.kv.{match[2]}', tensor[:0])
-            converted[_rename(f'{match[1]}.qkv.{match[2]}')] = torch.cat((tensor, kv))
-        elif not re.fullmatch(r'block4\.\d+\.attn\.kv\.(weight|bias)', name):
+            converted[f'{stage}.pos_embed.weight'] = square_map(name, tensor.squeeze(0))
+        else:
             converted[_rename(name)] = tensor
 
     num_classes = len(converted.get('head.fc.bias', ()))
@@ -53,8 +50,8 @@ def read_arch(state: State) -> dict[str, tuple[int, ...]]:
         if match := re.match(r'block([1-4])\.(\d+)\.', name):
             stage = int(match[1]) - 1
             depths[stage] = max(depths[stage], int(match[2]) + 1)
-    channels = tuple(_shape(state, f'pos_embed{i}', 3)[-1] for i in (1, 2, 3, 4))
-    convs = [_shape(state, f'block{i}.0.att.mha.attn.conv.weight', 4) for i in (1, 2, 3)]
+    channels = tuple(shape(state, f'pos_embed{i}', 3)[-1] for i in (1, 2, 3, 4))
+    convs = [shape(state, f'block{i}.0.att.mha.attn.conv.weight', 4) for i in (1, 2, 3)]
     num_heads = [conv[0] for conv in convs]
     num_heads.append(channels[3] * num_heads[0] // channels[0])  # heads of one width everywhere
     return dict(
@@ -62,22 +59,6 @@ def read_arch(state: State) -> dict[str, tuple[int, ...]]:
         num_heads=tuple(num_heads),
         depths=tuple(depths),
         kernel_sizes=tuple(conv[-1] for conv in convs))
-
-
-def _shape(state: State, name: str, ndim: int) -> torch.Size:
-    if name not in state:
-        raise ValueError(f'has no {name}: it is not a SOFT checkpoint, or not a whole one')
-    if state[name].ndim != ndim:
-        raise ValueError(f'wrong shape of {name}: {tuple(state[name].shape)}, not {ndim}-D')
-    return state[name].shape
-
-
-def _table_to_map(name: str, table: Tensor) -> Tensor:
-    """``(1, N, C)`` -> ``(1, C, √N, √N)``."""
-    side = isqrt(table.shape[1])
-    if side * side != table.shape[1]:
-        raise ValueError(f'wrong shape of {name}: {table.shape[1]} positions are no square map')
-    return table.mT.unflatten(-1, (side, side)).contiguous()
 
 
 def _rename(name: str) -> str:

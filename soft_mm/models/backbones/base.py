@@ -1,63 +1,158 @@
-"""What all backbones share: their arguments, their outputs and what they freeze."""
+"""What all backbones share: their stages, arguments and outputs, and what they freeze."""
 
 from collections.abc import Sequence
 
+import torch
 from mmengine.model import BaseModule
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-OUT_TYPES = ('featmap', 'avg_featmap', 'cls_token')
+
+class Stage(nn.Module):
+    """Patch embedding, position table and blocks over the tokens of one map.
+
+    Args:
+        patch_embed (nn.Module): image or map to a smaller map.
+        blocks (Sequence[nn.Module]): called with the tokens and the map's size.
+        pos_embed (nn.Module, optional): adds positions to the map.
+        norm (nn.Module, optional): of the map or class token that the backbone returns of this
+            stage; what goes on to the next one is not normed.
+        with_cp (bool): recompute each block in the backward pass instead of keeping its
+            activations.
+    """
+
+    def __init__(self, patch_embed: nn.Module, blocks: Sequence[nn.Module],
+                 pos_embed: nn.Module | None = None, norm: nn.Module | None = None,
+                 with_cp: bool = False) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.pos_embed = pos_embed or nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm or nn.Identity()
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``(B, C_in, H_in, W_in)`` -> the map ``(B, C, H, W)``; no class token here."""
+        x = self.pos_embed(self.patch_embed(x))
+        hw = x.shape[-2:]
+        return self._run_blocks(x.flatten(2).mT, hw).mT.unflatten(-1, hw), None
+
+    def _run_blocks(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, hw, use_reentrant=False)
+            else:
+                x = block(x, hw)
+        return x
+
+
+class ClassTokenStage(Stage):
+    """A last stage whose blocks run over a class token and then the map's tokens.
+
+    Args:
+        dims (int): channels of the tokens.
+        patch_embed, blocks, pos_embed, norm, with_cp: see :class:`Stage`.
+    """
+
+    def __init__(self, dims: int, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dims))
+        self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, dims))
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.cls_pos_embed, std=0.02)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, C_in, H_in, W_in)`` -> the map ``(B, C, H, W)`` and the class token ``(B, C)``."""
+        x = self.pos_embed(self.patch_embed(x))
+        hw = x.shape[-2:]
+        cls_token = (self.cls_token + self.cls_pos_embed).expand(x.shape[0], -1, -1)
+        x = self._run_blocks(torch.cat((cls_token, x.flatten(2).mT), dim=1), hw)
+        return x[:, 1:].mT.unflatten(-1, hw), x[:, 0]
 
 
 class Backbone(BaseModule):
-    """Four stages, each a map smaller than the last one's, of which ``out_indices`` are returned.
+    """Stages, each a map smaller than the last one's, of which ``out_indices`` are returned.
 
-    A subclass sets ``arch_zoo``, calls this constructor and then fills ``self.stages``: modules
-    with a ``patch_embed`` that take an image or map and return a map ``(B, C, H, W)`` and a class
-    token ``(B, C)`` or None.
+    A subclass sets ``arch_zoo``, calls this constructor, fills ``self.stages`` with a
+    :class:`Stage` for each of its channels, and calls ``_initialise``.
 
     Args:
-        arch (str | dict): a name in ``arch_zoo``, or a dict with the keys of its entries.
+        arch (str | dict): a name in the backbone's ``arch_zoo``, or a dict with the keys of its
+            entries, each a sequence with one value a stage.
         depths (Sequence[int], optional): number of blocks of each stage, in place of the arch's.
-        out_indices (int | Sequence[int], optional): see :class:`SOFT`.
-        out_type (str): see :class:`SOFT`.
-        frozen_stages (int): see :class:`SOFT`.
-        norm_eval (bool): see :class:`SOFT`.
-        init_cfg (dict, optional): MMEngine's initialisation.
+        img_size (int | tuple[int, int]): height and width of the images that the tables of
+            positions are made for. Images of any size are taken: the tables are resized to them.
+        in_channels (int): channels of the image.
+        drop_path_rate (float): probability of dropping, rising linearly over all blocks from 0 to
+            this value.
+        out_indices (int | Sequence[int], optional): stages to return, 0 to 3 or counted from the
+            end with negative numbers. By default all for 'featmap' and the last otherwise.
+        out_type (str): 'featmap' for maps, 'avg_featmap' for their averages, 'cls_token' for the
+            class token, where the last stage has one.
+        frozen_stages (int): -1 freezes nothing, 0 the first patch embedding, n the first n stages:
+            no gradient, and norm and dropout layers in eval mode.
+        norm_eval (bool): keep the batch norms in eval mode, their running statistics fixed.
+        with_cp (bool): recompute each block in the backward pass, for less memory.
+        init_cfg (dict, optional): MMEngine's initialisation, for instance
+            ``dict(type='Pretrained', checkpoint=…, prefix='backbone.')``. Tables of positions of
+            another size are resized.
+
+    Attributes:
+        out_channels (list[int]): channels of each returned map or vector.
+
+    Raises:
+        ValueError: for an argument that is not one of the above, with what is allowed.
     """
 
     arch_zoo: dict[str, dict]
+    out_types = ('featmap', 'avg_featmap')  # and 'cls_token', if the last stage has one
 
-    def __init__(self, arch: str | dict, depths: Sequence[int] | None,
-                 out_indices: int | Sequence[int] | None, out_type: str, frozen_stages: int,
-                 norm_eval: bool, init_cfg: dict | None) -> None:
+    def __init__(self,
+                 arch: str | dict,
+                 depths: Sequence[int] | None = None,
+                 img_size: int | tuple[int, int] = 224,
+                 in_channels: int = 3,
+                 drop_path_rate: float = 0.,
+                 out_indices: int | Sequence[int] | None = None,
+                 out_type: str = 'featmap',
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         self.arch = self._parse_arch(arch, depths)
+        self.img_size = to_2tuple(img_size)
+        self.in_channels = in_channels
+        self.drop_path_rate = drop_path_rate
         self.out_type = out_type
-        self.out_indices = self._parse_out_indices(out_indices, out_type)
-        self.out_channels = [self.arch['channels'][i] for i in self.out_indices]
-        if frozen_stages not in range(-1, 5):
-            raise ValueError(f'frozen_stages must be an integer from -1 to 4, got {frozen_stages}')
+        self.out_indices = self._parse_out_indices(out_indices)
+        self.out_channels = [self._map_channels()[i] for i in self.out_indices]
+        num_stages = len(self.arch['channels'])
+        if frozen_stages not in range(-1, num_stages + 1):
+            raise ValueError(f'frozen_stages must be an integer from -1 to {num_stages}, '
+                             f'got {frozen_stages}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.with_cp = with_cp
         self.stages = nn.ModuleList()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Image ``(B, in_channels, H, W)`` -> one tensor for each of ``out_indices``.
 
-        Maps ``(B, C, H, W)`` at strides 4 to 32 for 'featmap', vectors ``(B, C)`` otherwise.
+        Maps ``(B, C, ⌈H/s⌉, ⌈W/s⌉)``, s the stride, for 'featmap', vectors ``(B, C)`` otherwise.
         """
         outs = []
         for i, stage in enumerate(self.stages[:max(self.out_indices) + 1]):
             x, cls_token = stage(x)
             if i not in self.out_indices:
                 continue
-            if self.out_type == 'featmap':
-                outs.append(x)
-            elif self.out_type == 'avg_featmap':
-                outs.append(x.mean((2, 3)))
+            if self.out_type == 'cls_token':
+                outs.append(stage.norm(cls_token[..., None, None]).flatten(1))
             else:
-                outs.append(cls_token)
+                out = stage.norm(x)
+                outs.append(out if self.out_type == 'featmap' else out.mean((2, 3)))
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'Backbone':
@@ -66,8 +161,26 @@ class Backbone(BaseModule):
         self._freeze()
         return self
 
+    def _drop_rates(self) -> list[list[float]]:
+        """Of each block of each stage: rising linearly over all blocks."""
+        depths = self.arch['depths']
+        rates = torch.linspace(0, self.drop_path_rate, sum(depths), device='cpu').split(depths)
+        return [stage.tolist() for stage in rates]
+
+    def _map_size(self, stride: int) -> tuple[int, int]:
+        """Height and width of the map at ``stride`` of an image of ``img_size``."""
+        return tuple(-(-side // stride) for side in self.img_size)
+
+    def _initialise(self) -> None:
+        """The last act of a constructor: the linear layers' weights, and what is frozen."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self._freeze()
+
     def _freeze(self) -> None:
-        """Put what is frozen in eval mode, without gradient: the last act of a constructor."""
         frozen = list(self.stages[:max(self.frozen_stages, 0)])
         if self.frozen_stages == 0:
             frozen.append(self.stages[0].patch_embed)
@@ -77,6 +190,10 @@ class Backbone(BaseModule):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+
+    def _map_channels(self) -> tuple[int, ...]:
+        """Channels of all maps that ``out_indices`` can name."""
+        return self.arch['channels']
 
     @classmethod
     def _parse_arch(cls, arch: str | dict, depths: Sequence[int] | None) -> dict:
@@ -94,19 +211,21 @@ class Backbone(BaseModule):
                              f'{lengths}, got {arch}')
         return arch
 
-    @staticmethod
-    def _parse_out_indices(out_indices: int | Sequence[int] | None, out_type: str) -> tuple:
-        if out_type not in OUT_TYPES:
-            raise ValueError(f'out_type must be one of {list(OUT_TYPES)}, got {out_type!r}')
+    def _parse_out_indices(self, out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
+        if self.out_type not in self.out_types:
+            raise ValueError(f'out_type must be one of {list(self.out_types)}, '
+                             f'got {self.out_type!r}')
+        number = len(self._map_channels())
         if out_indices is None:
-            out_indices = range(4) if out_type == 'featmap' else 3
+            out_indices = range(number) if self.out_type == 'featmap' else -1
         if isinstance(out_indices, int):
             out_indices = (out_indices, )
         for i in out_indices:
-            if i not in range(-4, 4):
-                raise ValueError(f'out_indices must be integers from -4 to 3, got {i}')
-        out_indices = tuple(sorted({i % 4 for i in out_indices}))
-        if out_type == 'cls_token' and out_indices != (3, ):
-            raise ValueError("out_type 'cls_token' needs out_indices=(3,), the stage with the "
-                             f'class token, got {out_indices}')
+            if i not in range(-number, number):
+                raise ValueError(f'out_indices must be integers from {-number} to {number - 1}, '
+                                 f'got {i}')
+        out_indices = tuple(sorted({i % number for i in out_indices}))
+        if self.out_type == 'cls_token' and out_indices != (number - 1, ):
+            raise ValueError(f"out_type 'cls_token' needs out_indices=({number - 1},), the stage "
+                             f'with the class token, got {out_indices}')
         return out_indices

@@ -1,4 +1,7 @@
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .norm import LayerNorm2d
 
 
 class ConvPatchEmbed(nn.Sequential):
@@ -22,3 +25,55 @@ class ConvPatchEmbed(nn.Sequential):
             ]
             in_channels = out_channels
         super().__init__(*layers)
+
+
+class PatchEmbed(nn.Module):
+    """One convolution and, as a rule, a layer norm of its channels.
+
+    ``(B, in_channels, H, W)`` -> ``(B, channels, ⌈H/s⌉, ⌈W/s⌉)``, s the stride; the input is padded
+    with zeros, right and below, to a multiple of it.
+
+    Args:
+        in_channels (int): channels of the input.
+        channels (int): channels of the output.
+        kernel_size (int): of the convolution.
+        stride (int): of the convolution.
+        norm (bool): whether there is a layer norm.
+    """
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int,
+                 norm: bool = True) -> None:
+        super().__init__()
+        padding = (kernel_size - stride + 1) // 2
+        self.proj = nn.Conv2d(in_channels, channels, kernel_size, stride, padding)
+        self.norm = LayerNorm2d(channels) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(_pad_to_multiple(x, self.proj.stride[0])))
+
+
+class PatchMerging(nn.Module):
+    """Every 2×2 tokens become one: a layer norm of their channels, then a linear layer.
+
+    Swin Transformer (arXiv 2103.14030). ``(B, in_channels, H, W)`` -> ``(B, channels, ⌈H/2⌉,
+    ⌈W/2⌉)``; an odd map is padded with zeros, right and below.
+
+    Args:
+        in_channels (int): channels of the input.
+        channels (int): channels of the output.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_channels)
+        self.reduction = nn.Linear(4 * in_channels, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _pad_to_multiple(x, 2).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        tokens = x.permute(0, 2, 4, 5, 3, 1).flatten(3)  # (0, 0), (1, 0), (0, 1), (1, 1) of a patch
+        return self.reduction(self.norm(tokens)).movedim(-1, 1)
+
+
+def _pad_to_multiple(x: Tensor, size: int) -> Tensor:
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % size, 0, -height % size))

@@ -3,7 +3,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class PositionEmbed(nn.Module):
+class _Table(nn.Module):
+    """A learned table ``(1, C, H, W)``; one of another height or width is resized when it loads."""
+
+    def __init__(self, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, channels, *size))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        key = prefix + 'weight'
+        table = state_dict.get(key)
+        if table is not None and table.ndim == 4:
+            state_dict[key] = _resize(table, self.weight.shape[-2:])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class PositionEmbed(_Table):
     """A learned table of positions, resized bilinearly to the map that it is added to.
 
     A checkpoint whose table has another height or width loads: its table is resized to this one's.
@@ -13,21 +29,32 @@ class PositionEmbed(nn.Module):
         size (tuple[int, int]): height and width of the table.
     """
 
-    def __init__(self, channels: int, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, channels, *size))
-        nn.init.trunc_normal_(self.weight, std=0.02)
-
     def forward(self, x: Tensor) -> Tensor:
         """Add the positions to a map ``(B, C, H, W)``."""
         return x + _resize(self.weight, x.shape[-2:])
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        key = prefix + 'weight'
-        table = state_dict.get(key)
-        if table is not None and table.ndim == 4:
-            state_dict[key] = _resize(table, self.weight.shape[-2:])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+class RelativePositionBias(_Table):
+    """A learned bias for each head and each offset between two tokens of a window.
+
+    Swin Transformer (arXiv 2103.14030, eq. 4). A checkpoint with the table of another window size
+    loads: its table is resized to this one's.
+
+    Args:
+        num_heads (int): number of heads.
+        window_size (int): side of the largest window.
+    """
+
+    def __init__(self, num_heads: int, window_size: int) -> None:
+        super().__init__(num_heads, (2 * window_size - 1, 2 * window_size - 1))
+
+    def forward(self, size: tuple[int, int]) -> Tensor:
+        """Height and width ``(h, w)`` of a window -> ``(num_heads, h·w, h·w)``."""
+        centre = self.weight.shape[-1] // 2
+        dy, dx = (torch.arange(side, device=self.weight.device) for side in size)
+        dy, dx = (centre + d[:, None] - d for d in (dy, dx))  # query less key
+        bias = self.weight[0][:, dy[:, None, :, None], dx[None, :, None, :]]
+        return bias.flatten(3, 4).flatten(1, 2)
 
 
 def _resize(table: Tensor, size: tuple[int, int]) -> Tensor:

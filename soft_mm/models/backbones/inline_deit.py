@@ -1,0 +1,77 @@
+"""InLine-DeiT: one map, injective linear attention with a class token, and a feature pyramid."""
+
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from ..layers import InLineAttention, LayerNorm2d, PatchEmbed, PositionEmbed, TransformerBlock
+from .base import Backbone, ClassTokenStage
+
+PATCH_SIZE = 16
+PYRAMID_STRIDES = (4, 8, 16, 32)
+
+
+@MODELS.register_module()
+class InLineDeiT(Backbone):
+    """Plain vision transformer with injective linear attention in every block.
+
+    `InLine <https://arxiv.org/abs/2412.06590>`_ in `DeiT <https://arxiv.org/abs/2012.12877>`_. Its
+    only stage gives a map at stride 16, and a pyramid of four on request.
+
+    Args:
+        arch (str | dict): 'tiny', 'small' or 'base', or a dict with the keys 'channels',
+            'num_heads' and 'depths', each a sequence of one.
+        pyramid (bool): return maps at strides 4, 8, 16 and 32, made from the one at stride 16 as in
+            `ViTDet <https://arxiv.org/abs/2203.16527>`_'s simple feature pyramid; ``out_indices``
+            are theirs then, 0 to 3.
+        **kwargs: what all backbones share, see :class:`Backbone`.
+    """
+
+    out_types = ('featmap', 'avg_featmap', 'cls_token')
+    arch_zoo = {
+        'tiny': dict(channels=(192, ), num_heads=(6, ), depths=(12, )),
+        'small': dict(channels=(320, ), num_heads=(10, ), depths=(12, )),
+        'base': dict(channels=(384, ), num_heads=(12, ), depths=(12, )),
+    }
+
+    def __init__(self, arch: str | dict = 'tiny', pyramid: bool = False, **kwargs) -> None:
+        self.with_pyramid = pyramid  # first, as it says which maps out_indices can name
+        super().__init__(arch, **kwargs)
+        if pyramid and self.out_type != 'featmap':
+            raise ValueError(f"pyramid needs out_type 'featmap', got {self.out_type!r}")
+        (dims, ), (num_heads, ), (drops, ) = (
+            self.arch['channels'], self.arch['num_heads'], self._drop_rates())
+        patch_embed = PatchEmbed(self.in_channels, dims, PATCH_SIZE, PATCH_SIZE, norm=False)
+        blocks = [
+            TransformerBlock(InLineAttention(dims, num_heads), dims, drop_path=drop)
+            for drop in drops
+        ]
+        pos_embed = PositionEmbed(dims, self._map_size(PATCH_SIZE))
+        self.stages.append(
+            ClassTokenStage(dims, patch_embed, blocks, pos_embed, LayerNorm2d(dims, eps=1e-6),
+                            self.with_cp))
+        if pyramid:
+            scales = (
+                nn.Sequential(
+                    nn.ConvTranspose2d(dims, dims // 2, 2, 2), LayerNorm2d(dims // 2), nn.GELU(),
+                    nn.ConvTranspose2d(dims // 2, dims // 4, 2, 2)),
+                nn.ConvTranspose2d(dims, dims // 2, 2, 2),
+                nn.Identity(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            )
+            self.pyramid = nn.ModuleDict({str(i): scales[i] for i in self.out_indices})
+        self._initialise()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not self.with_pyramid:
+            return super().forward(x)
+        (stage, ) = self.stages
+        middle = stage.norm(stage(x)[0])
+        outs = []
+        for i in self.out_indices:
+            height, width = (-(-side // PYRAMID_STRIDES[i]) for side in x.shape[-2:])
+            outs.append(self.pyramid[str(i)](middle)[..., :height, :width])
+        return tuple(outs)
+
+    def _map_channels(self) -> tuple[int, ...]:
+        (dims, ) = self.arch['channels']
+        return (dims // 4, dims // 2, dims, dims) if self.with_pyramid else (dims, )

@@ -1,0 +1,85 @@
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops import inline_attention
+from .windows import Windows
+
+
+class InLineAttention(nn.Module):
+    """Injective linear attention and a dynamic convolution of its values.
+
+    InLine (arXiv 2412.06590). Each map, or each window of it, makes the 3×3 filters that its values
+    are convolved with, one a channel, from the mean of its tokens.
+
+    Args:
+        dims (int): channels of the tokens.
+        num_heads (int): number of heads; divides ``dims``.
+        window_size (int, optional): side of the windows that attend within themselves; None for
+            the whole map.
+        shifted (bool): move the windows by half their size.
+        lepe (bool): add CSwin's locally enhanced positional encoding (arXiv 2107.00652), a 3×3
+            depth-wise convolution of the values whose filters are learned.
+    """
+
+    def __init__(self, dims: int, num_heads: int, window_size: int | None = None,
+                 shifted: bool = False, lepe: bool = False) -> None:
+        super().__init__()
+        if dims % num_heads:
+            raise ValueError(f'num_heads must divide the {dims} channels, got {num_heads}')
+        if window_size is not None and window_size < 1:
+            raise ValueError(f'window_size must be None or at least 1, got {window_size}')
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shifted = shifted
+        self.qkv = nn.Linear(dims, 3 * dims)
+        self.filters = nn.Sequential(
+            nn.Conv1d(dims, dims, 1, groups=num_heads),
+            nn.GELU(),
+            nn.Conv1d(dims, 9 * dims, 1, groups=num_heads),
+        )
+        self.lepe = nn.Conv2d(dims, dims, 3, padding=1, groups=dims) if lepe else None
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], described: Tensor | None = None) -> Tensor:
+        """``(B, T + N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, T + N, C)``.
+
+        Args:
+            x: the tokens of the map after T others, such as a class token, which attend and are
+                attended to but are not convolved. Windows need T = 0.
+            hw: height and width of the map.
+            described: tokens of the shape of x, by default x, whose mean makes the filters.
+        """
+        qkv = self.qkv(x)
+        described = x if described is None else described
+        if self.window_size is None:
+            out = self._attend(qkv, described.mean(1), x.shape[1], hw)
+        else:
+            windows = Windows.fit(hw, self.window_size, self.shifted)
+            num_tokens = windows.num_tokens(x)
+            mean = windows.split(described).sum(1) / num_tokens
+            out = self._attend(windows.split(qkv), mean, num_tokens[..., None, None], windows.size)
+            out = windows.join(out)
+        return self.proj(out)
+
+    def _attend(self, qkv: Tensor, mean: Tensor, num_tokens: int | Tensor,
+                hw: tuple[int, int]) -> Tensor:
+        """Of one map, or of each window: qkv ``(B, T + N, 3·C)``, mean ``(B, C)`` -> ``(B, N, C)``.
+
+        Where tokens are padding, their q, k and v are zero and num_tokens ``(B, 1, 1, 1)`` says how
+        many are not.
+        """
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = inline_attention(q, k, v, num_tokens).to(v.dtype).transpose(1, 2).flatten(2)
+        num_others = qkv.shape[1] - hw[0] * hw[1]
+        maps = qkv[:, num_others:, 2 * mean.shape[1]:].mT.unflatten(-1, hw)
+        local = self._convolve(maps, mean).flatten(2).mT
+        return out + F.pad(local, (0, 0, num_others, 0))
+
+    def _convolve(self, v: Tensor, mean: Tensor) -> Tensor:
+        """Every map ``(B, C, H, W)`` by its own filters, which its mean token ``(B, C)`` makes."""
+        filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 1, 3, 3), None
+        if self.lepe is not None:  # two convolutions of the same map are one
+            filters, bias = filters + self.lepe.weight, self.lepe.bias.repeat(len(v))
+        out = F.conv2d(v.flatten(0, 1)[None], filters.flatten(0, 1), bias, padding=1,
+                       groups=v.shape[0] * v.shape[1])
+        return out.view_as(v)

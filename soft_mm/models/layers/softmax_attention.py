@@ -1,0 +1,116 @@
+"""Softmax attention (arXiv 1706.03762): of all tokens, in Swin's windows and in CSwin's stripes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .position_embed import RelativePositionBias
+from .windows import Windows
+
+
+class SelfAttention(nn.Module):
+    """Multi-head softmax attention over all tokens.
+
+    Args:
+        dims (int): channels of the tokens.
+        num_heads (int): number of heads; divides ``dims``.
+    """
+
+    def __init__(self, dims: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dims, 3 * dims)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """``(B, N, C)`` -> ``(B, N, C)``; the map's size ``hw`` plays no part here."""
+        return self.proj(_attend(self.qkv(x), self.num_heads))
+
+
+class WindowAttention(nn.Module):
+    """Softmax attention within windows, with a bias for relative positions.
+
+    Swin Transformer (arXiv 2103.14030). Padding at the border of the map is not attended to.
+
+    Args:
+        dims (int): channels of the tokens.
+        num_heads (int): number of heads; divides ``dims``.
+        window_size (int): side of the windows.
+        shifted (bool): move the windows by half their size.
+    """
+
+    def __init__(self, dims: int, num_heads: int, window_size: int, shifted: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shifted = shifted
+        self.qkv = nn.Linear(dims, 3 * dims)
+        self.relative_position_bias = RelativePositionBias(num_heads, window_size)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
+        windows = Windows.fit(hw, self.window_size, self.shifted)
+        mask = self.relative_position_bias(windows.size)[None]
+        if any(windows.shift):
+            regions = windows.regions(x.device)
+            apart = regions[:, None, :, None] != regions[:, None, None, :]
+            mask = mask - 100. * apart  # as the released models do, not −∞
+        if windows.padded:
+            mask = mask.masked_fill(~windows.real(x.device)[:, None, None, :], -torch.inf)
+        if len(mask) > 1:
+            mask = mask.repeat(len(x), 1, 1, 1)
+        return self.proj(windows.join(_attend(windows.split(self.qkv(x)), self.num_heads, mask)))
+
+
+class CrossShapedAttention(nn.Module):
+    """Softmax attention in two branches, each with half the channels and heads.
+
+    CSwin Transformer (arXiv 2107.00652): the first attends within vertical stripes over the whole
+    height, the second within horizontal ones over the whole width; without stripes, one branch
+    attends over the whole map. The values' locally enhanced positional encoding, a 3×3 depth-wise
+    convolution, is added. Padding at the border of the map is not attended to.
+
+    Args:
+        dims (int): channels of the tokens.
+        num_heads (int): number of heads; a multiple of the number of branches, divides ``dims``.
+        stripe_size (int, optional): width of the stripes; None for the whole map.
+    """
+
+    def __init__(self, dims: int, num_heads: int, stripe_size: int | None) -> None:
+        super().__init__()
+        branches = 1 if stripe_size is None else 2
+        self.num_heads = num_heads // branches
+        self.stripe_size = stripe_size
+        self.qkv = nn.Linear(dims, 3 * dims)
+        self.lepe = nn.ModuleList(
+            nn.Conv2d(dims // branches, dims // branches, 3, padding=1, groups=dims // branches)
+            for _ in range(branches))
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
+        shapes = [hw]
+        if self.stripe_size is not None:
+            height, width = (min(side, self.stripe_size) for side in hw)
+            shapes = [(hw[0], width), (height, hw[1])]
+        branches = self.qkv(x).unflatten(-1, (3, len(shapes), -1)).unbind(3)
+        outs = [self._branch(qkv.flatten(2), Windows(hw, shape), lepe)
+                for qkv, shape, lepe in zip(branches, shapes, self.lepe)]
+        return self.proj(torch.cat(outs, dim=-1))
+
+    def _branch(self, qkv: Tensor, windows: Windows, lepe: nn.Module) -> Tensor:
+        """``(B, N, 3·c)`` -> ``(B, N, c)``."""
+        mask = None
+        if windows.padded:
+            mask = windows.real(qkv.device)[:, None, None, :].repeat(len(qkv), 1, 1, 1)
+        qkv = windows.split(qkv)
+        maps = qkv.chunk(3, dim=-1)[2].mT.unflatten(-1, windows.size)
+        out = _attend(qkv, self.num_heads, mask) + lepe(maps).flatten(2).mT
+        return windows.join(out)
+
+
+def _attend(qkv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
+    """``(B, N, 3·C)`` and a mask that broadcasts to ``(B, h, N, N)`` -> ``(B, N, C)``."""
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
