@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import Tensor
+
+from soft_mm.ops import inline_attention
+from soft_mm.ops.inline_attention.reference import attention_rows
+from soft_mm.ops.inline_attention.reference import inline_attention as reference
+
+SIZES = [(2, 3, 49, 65, 32, 32), (1, 1, 1, 1, 1, 1), (2, 1, 33, 17, 5, 7)]  # B, h, M, N, d, e
+
+
+def tokens(*shape: int, dtype=torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def qkv(b, h, m, n, d, e, dtype=torch.float64) -> list[Tensor]:
+    return [tokens(b, h, m, d, dtype=dtype), tokens(b, h, n, d, dtype=dtype) + 0.5,
+            tokens(b, h, n, e, dtype=dtype) - 1]
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_equals_the_definition_with_every_gradient(size):
+    inputs = [t.requires_grad_() for t in qkv(*size)]
+    ours, theirs = inline_attention(*inputs), reference(*inputs)
+    torch.testing.assert_close(ours, theirs)
+    grad = tokens(*ours.shape)
+    for got, expected in zip(torch.autograd.grad(ours, inputs, grad),
+                             torch.autograd.grad(theirs, inputs, grad)):
+        torch.testing.assert_close(got, expected)
+
+
+def test_gradcheck():
+    inputs = [t.requires_grad_() for t in qkv(2, 1, 5, 3, 4, 2)]
+    assert torch.autograd.gradcheck(inline_attention, inputs)
+
+
+def test_rows_sum_to_one():
+    q, k, _ = qkv(2, 3, 5, 7, 4, 4)
+    torch.testing.assert_close(attention_rows(q, k).sum(-1), torch.ones(2, 3, 5).double())
+
+
+def test_different_queries_have_different_rows():
+    """Linear attention forgets how long a query is (positive keys and queries, as it needs)."""
+    q, k = tokens(6, 4).abs(), tokens(9, 4).abs()
+    scores, longer = q @ k.mT, 3 * q @ k.mT
+    torch.testing.assert_close(scores / scores.sum(-1, keepdim=True),
+                               longer / longer.sum(-1, keepdim=True))
+    rows = attention_rows(torch.cat((q, 3 * q)), k)
+    assert torch.pdist(rows).min() > 1e-3
+    # The rows tell any two queries apart where the keys span their space.
+    outputs = inline_attention(torch.cat((q, 3 * q)), k, torch.eye(9).double())
+    torch.testing.assert_close(outputs, rows)
+
+
+def test_padding_with_its_number_of_tokens_changes_nothing():
+    inputs = qkv(2, 3, 5, 7, 4, 4)
+    q, k, v = inputs
+    k, v = (torch.nn.functional.pad(t, (0, 0, 0, 6)) for t in (k, v))
+    padded = inline_attention(q, k, v, torch.full((2, 1, 1, 1), 7))
+    torch.testing.assert_close(padded, reference(*inputs))
+    assert (inline_attention(q, k, v) - padded).abs().max() > 0.1
+
+
+def test_non_contiguous_inputs_and_gradients():
+    inputs = [tokens(2, n, 3, 8).transpose(1, 2).requires_grad_() for n in (5, 7, 7)]
+    assert not any(t.is_contiguous() for t in inputs)
+    ours = inline_attention(*inputs)
+    torch.testing.assert_close(ours, reference(*inputs))
+    grad = tokens(*ours.shape).mT.contiguous().mT
+    for got, expected in zip(torch.autograd.grad(ours, inputs, grad),
+                             torch.autograd.grad(reference(*inputs), inputs, grad)):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_computes_in_fp32(dtype):
+    """Sums over many tokens overflow fp16; the inputs' own rounding is all that is lost."""
+    q, k, v = (t.to(dtype) for t in qkv(1, 1, 8, 5000, 4, 4))
+    k, v = 100 * k, 100 * v
+    out = inline_attention(q, k, v)
+    assert out.dtype == torch.float32
+    exact = reference(q.double(), k.double(), v.double())
+    assert (out - exact).abs().max() <= 1e-5 * exact.abs().max()
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(inline_attention(q, k, v), out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('shapes', [((2, 3, 4), (1, 5, 4), (1, 5, 4)),
+                                    ((2, 3, 4), (2, 5, 3), (2, 5, 3)),
+                                    ((2, 3, 4), (2, 5, 4), (2, 6, 4))])
+def test_shapes_are_checked(shapes):
+    with pytest.raises(ValueError, match=r'got \(2, 3, 4\)'):
+        inline_attention(*(torch.zeros(shape) for shape in shapes))
