@@ -4,7 +4,10 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
     paramwise_cfg=dict(
         norm_decay_mult=0.,
-        custom_keys=dict(pos_embed=dict(decay_mult=0.), cls_token=dict(decay_mult=0.))))
+        custom_keys=dict(
+            pos_embed=dict(decay_mult=0.),
+            cls_token=dict(decay_mult=0.),
+            relative_position_bias=dict(decay_mult=0.))))
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -1,0 +1,6 @@
+_base_ = './inline-pvt-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+model = dict(
+    backbone=dict(
+        arch='large',
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint='checkpoints/inline-pvt-large.pth')))

@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/classifier.py',
+    '../_base_/datasets/imagenet_inline_224px.py',
+    '../_base_/schedules/imagenet_inline_300e.py',
+    '../_base_/cls_runtime.py',
+]
+model = dict(
+    backbone=dict(
+        type='soft_mm.InLineSwin', arch='tiny', drop_path_rate=0.2, out_type='avg_featmap'),
+    head=dict(in_channels=768))
