@@ -1,0 +1,254 @@
+"""Checkpoints with the authors' names, filled with known weights, give the authors' outputs."""
+
+import argparse
+import importlib.util
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+import soft_mm
+
+ROOT = Path(__file__).parents[2]
+SOFT_TO_MM, INLINE_TO_MM = (f'model_converters/{name}_to_mm.py' for name in ('soft', 'inline'))
+# What each golden file is of: its converter, the ImageNet config, the arch.
+GOLDEN = {
+    'soft-tiny_2x224x224': (SOFT_TO_MM, 'soft-tiny_8xb128-300e_in1k', 'tiny'),
+    'soft-small_1x224x224': (SOFT_TO_MM, 'soft-tiny_8xb128-300e_in1k', 'small'),
+    'soft-norm-tiny_2x224x224': (SOFT_TO_MM, 'soft-norm-tiny_8xb128-300e_in1k', 'tiny'),
+    'soft-norm-small_1x224x224': (SOFT_TO_MM, 'soft-norm-tiny_8xb128-300e_in1k', 'small'),
+    'inline-deit-t_1x224x224': (INLINE_TO_MM, 'inline-deit-tiny_8xb512-300e_in1k', 'tiny'),
+    'inline-pvt-t_1x224x224': (INLINE_TO_MM, 'inline-pvt-tiny_8xb128-300e_in1k', 'tiny'),
+    'inline-swin-t_1x224x224': (INLINE_TO_MM, 'inline-swin-tiny_8xb128-300e_in1k', 'tiny'),
+    'inline-cswin-t_1x224x224': (INLINE_TO_MM, 'inline-cswin-tiny_8xb128-300e_in1k', 'tiny'),
+}
+
+
+def load_fill(golden: Path):
+    spec = importlib.util.spec_from_file_location('fill', golden / 'fill.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def authors_state(golden: Path, name: str) -> dict[str, Tensor]:
+    shapes = json.loads((golden / f'{name}.json').read_text())['state_dict']
+    return {key: load_fill(golden).fill(key, shape) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope='module')
+def states(golden) -> dict[str, dict[str, Tensor]]:
+    """A whole state dict of each kind."""
+    return {name.split('_')[0]: authors_state(golden, name) for name in GOLDEN
+            if 'small' not in name}
+
+
+def classifier(config: str, arch: str) -> nn.Module:
+    """The ImageNet config's model."""
+    cfg = Config.fromfile(ROOT / f'configs/imagenet/{config}.py')
+    cfg.model.backbone.arch = arch
+    init_default_scope('mmpretrain')
+    return MODELS.build(cfg.model).eval()
+
+
+def relative_error(ours: Tensor, theirs: np.ndarray) -> float:
+    return np.abs(ours.numpy() - theirs).max() / np.abs(theirs).max()
+
+
+@pytest.mark.parametrize('name', GOLDEN)
+def test_parity(golden, run_tool, tmp_path, name):
+    converter, config, arch = GOLDEN[name]
+    container = 'state_dict' if name.startswith('soft') else 'model'
+    torch.save({container: authors_state(golden, name), 'args': argparse.Namespace(epochs=300)},
+               tmp_path / 'theirs.pth')
+    run_tool(converter, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    checkpoint = torch.load(tmp_path / 'ours.pth', weights_only=True)
+    assert checkpoint['meta']['arch'] == arch
+
+    model = classifier(config, arch)
+    model.load_state_dict(checkpoint['state_dict'], strict=True)
+    # The four stages' last blocks, or DeiT's blocks 3, 6, 9 and 12.
+    blocks = [stage.blocks[-1] for stage in model.backbone.stages]
+    if len(blocks) == 1:
+        blocks = model.backbone.stages[0].blocks[2::3]
+    tokens = []
+    for block in blocks:
+        block.register_forward_hook(lambda block, args, out: tokens.append(out))
+    shape = json.loads((golden / f'{name}.json').read_text())['input']
+    with torch.no_grad():
+        logits = model(load_fill(golden).image(name, shape))
+    theirs = np.load(golden / f'{name}.npz')
+    for i, stage in enumerate(tokens, 1):
+        values = stage.flatten()[::61][:20000]
+        assert relative_error(values, theirs[f'stage{i}']) < 1e-4
+    assert len(tokens) == 4
+    assert relative_error(logits, theirs['logits']) < 1e-4
+
+
+def test_prefix_averaged_weights_and_other_depths(states, run_tool, tmp_path):
+    """What a training run of the authors' leaves, for an arch of depths that no name has."""
+    tiny = states['soft-norm-tiny']
+    state = {f'module.{key}': t for key, t in tiny.items() if 'block3.2' not in key}
+    average = {key: t + 1 for key, t in state.items()}
+    torch.save(dict(state_dict=state, state_dict_ema=average), tmp_path / 'theirs.pth')
+    for options, added in (([], 0), (['--ema'], 1)):
+        run_tool(SOFT_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth', *options)
+        checkpoint = torch.load(tmp_path / 'ours.pth', weights_only=True)
+        assert checkpoint['meta']['arch']['depths'] == (1, 2, 2, 2)
+        assert torch.equal(checkpoint['state_dict']['head.fc.bias'], tiny['head.bias'] + added)
+
+
+def test_sizes_are_read_from_the_tables(states, run_tool, tmp_path):
+    """A Swin for 384×384 images in windows of 12, with the buffers that can be rebuilt."""
+    state = {key: torch.randn(23 * 23, t.shape[1]) if key.endswith('bias_table') else t
+             for key, t in states['inline-swin-t'].items()}
+    state['layers.2.blocks.1.attn_mask'] = torch.zeros(4, 144, 144)
+    torch.save(dict(model=state), tmp_path / 'theirs.pth')
+    run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    checkpoint = torch.load(tmp_path / 'ours.pth', weights_only=True)
+    meta = checkpoint['meta']
+    assert (meta['img_size'], meta['window_size']) == (384, 12)
+    model = soft_mm.InLineSwin(meta['arch'], img_size=384, window_size=12,
+                               out_type='avg_featmap')
+    model.load_state_dict({key.removeprefix('backbone.'): t
+                           for key, t in checkpoint['state_dict'].items()
+                           if not key.startswith('head')}, strict=True)
+
+
+def changed(state: dict, **changes) -> dict:
+    """A copy of the state dict with some entries replaced, or removed where they are None."""
+    state = {**state, **{key.replace('/', '.'): t for key, t in changes.items()}}
+    return {key: t for key, t in state.items() if t is not None}
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, (os.environ['MARK'], )
+
+
+def case(kind: str, message: str, **changes):
+    """A kind of checkpoint with changed entries, and what the converter says of it."""
+    return kind, lambda state: changed(state, **changes), message
+
+
+BAD = {
+    'unknown key': case('soft-norm-tiny', 'unknown key backbone.extra', extra=torch.ones(1)),
+    'missing key': case(
+        'soft-norm-tiny', 'missing key backbone.stages.1.blocks.1.attn.v.bias',
+        **{'block2/1/att/mha/W_v/bias': None}),
+    'missing half of a pair': case(
+        'soft-norm-tiny', 'wrong shape of backbone.stages.3.blocks.0.attn.qkv.bias',
+        **{'block4/0/attn/kv/bias': None}),
+    'wrong shape': case(
+        'soft-norm-tiny', 'wrong shape of backbone.stages.3.norm.weight: (7,), not (512,)',
+        **{'norm/weight': torch.ones(7)}),
+    'table of no square': case(
+        'soft-norm-tiny', '783 positions are no square', pos_embed2=torch.ones(1, 783, 128)),
+    'table of one dimension': case(
+        'soft-norm-tiny', 'wrong shape of pos_embed1: (64,), not 3-D', pos_embed1=torch.ones(64)),
+    'no tensors': ('soft-norm-tiny', lambda state: dict(epoch=3), 'has no state dict'),
+    'another model': (
+        'soft-norm-tiny', lambda state: {'conv1.weight': torch.ones(64, 3, 7, 7)},
+        'has no pos_embed1: it is a checkpoint of another model'),
+    'InLine: another model': (
+        'inline-pvt-t', lambda state: {'conv1.weight': torch.ones(64, 3, 7, 7)},
+        'it is not an InLine checkpoint'),
+    'InLine: unknown key': case(
+        'inline-cswin-t', 'unknown key backbone.stages.2.blocks.0.attn.filters.0.weight',
+        **{'stage3/0/attns/0/residual/0/weight': torch.ones(256, 32, 1)}),
+    'InLine: missing key': case(
+        'inline-swin-t', 'missing key backbone.stages.2.patch_embed.reduction.weight',
+        **{'layers/1/downsample/reduction/weight': None}),
+    'InLine: missing half of a pair': case(
+        'inline-pvt-t', 'wrong shape of backbone.stages.1.blocks.1.attn.qkv.weight',
+        **{'block2/1/attn/kv/weight': None}),
+    'InLine: missing stage': case(
+        'inline-pvt-t', 'has no backbone.stages.3.blocks.0.norm1.weight',
+        **{'block4/0/norm1/weight': None}),
+    'InLine: wrong shape': case(
+        'inline-swin-t', 'wrong shape of head.fc.weight: (1000, 7), not (1000, 768)',
+        **{'head/weight': torch.ones(1000, 7)}),
+    'InLine: table of no square': case(
+        'inline-deit-t', '195 positions are no square', pos_embed=torch.ones(1, 196, 192)),
+    'InLine: windows of no square': case(
+        'inline-swin-t', '168 positions are no square',
+        **{'layers/3/blocks/1/attn/relative_position_bias_table': torch.ones(168, 24)}),
+    'InLine: filters of no heads': case(
+        'inline-pvt-t', 'wrong shape of backbone.stages.0.blocks.0.attn.filters.0.weight',
+        **{'block1/0/attn/residual/0/weight': torch.ones(64)}),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_state_dict(states, run_tool, tmp_path, name):
+    kind, change, message = BAD[name]
+    torch.save(dict(state_dict=change(states[kind])), tmp_path / 'theirs.pth')
+    fails(run_tool, tmp_path, message,
+          converter=INLINE_TO_MM if kind.startswith('inline') else SOFT_TO_MM)
+
+
+def write_code(path: Path) -> None:
+    torch.save(dict(state_dict={}, args=Code()), path)
+
+
+FILES = {
+    'text': (lambda path: path.write_text('not a checkpoint'), 'is no checkpoint'),
+    'empty': (lambda path: path.touch(), 'is no checkpoint'),
+    'cut off': (lambda path: (torch.save(dict(state_dict=dict(a=torch.ones(99))), path),
+                              path.write_bytes(path.read_bytes()[:400])), 'is no checkpoint'),
+    'a list': (lambda path: torch.save([1, 2], path), 'holds a list, not a dict'),
+    'absent': (lambda path: None, 'No such file'),
+    'a folder': (lambda path: path.mkdir(), 'Is a directory'),
+}
+
+
+@pytest.mark.parametrize('case', FILES)
+def test_no_checkpoint(run_tool, tmp_path, case):
+    write, message = FILES[case]
+    write(tmp_path / 'theirs.pth')
+    fails(run_tool, tmp_path, message)
+
+
+def fails(run_tool, folder: Path, message: str, *options, converter: str = SOFT_TO_MM) -> None:
+    before = set(folder.iterdir())
+    done = run_tool(converter, folder / 'theirs.pth', folder / 'ours.pth', *options, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert set(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize('pickled', [write_code, lambda path: path.write_bytes(
+    pickle.dumps(Code(), protocol=2))])
+def test_code_is_not_run_unless_trusted(run_tool, tmp_path, monkeypatch, pickled):
+    mark = tmp_path.with_name(tmp_path.name + '-mark')
+    monkeypatch.setenv('MARK', str(mark))
+    pickled(tmp_path / 'theirs.pth')
+    fails(run_tool, tmp_path, 'posix.mkdir')
+    assert not mark.exists()
+
+
+def test_trusted_code_is_run(run_tool, tmp_path, monkeypatch):
+    mark = tmp_path.with_name(tmp_path.name + '-mark')
+    monkeypatch.setenv('MARK', str(mark))
+    write_code(tmp_path / 'theirs.pth')
+    fails(run_tool, tmp_path, 'has no pos_embed1', '--trust-pickle')
+    assert mark.exists()
+
+
+def test_the_source_is_never_the_target(states, run_tool, tmp_path):
+    path = tmp_path / 'theirs.pth'
+    torch.save(dict(state_dict=states['soft-norm-tiny']), path)
+    before = path.read_bytes()
+    done = run_tool(SOFT_TO_MM, path, path, check=False)
+    assert done.returncode == 1
+    assert 'is the source' in done.stderr
+    assert path.read_bytes() == before
