@@ -5,6 +5,8 @@ handwritten digits are learnt, with the configs as they are but for the options 
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -101,6 +103,15 @@ def digits(folder: Path, size: int, epochs: int) -> list[str]:
     ]
 
 
+def digits_by(backbone: str, channels: int, out_type: str = 'avg_featmap') -> Callable:
+    """The same with another backbone."""
+    return lambda *args: [
+        *digits(*args), 'model.backbone._delete_=True', f'model.backbone.type=soft_mm.{backbone}',
+        'model.backbone.arch=tiny', 'model.backbone.img_size=64',
+        f'model.backbone.out_type={out_type}', f'model.head.in_channels={channels}',
+    ]
+
+
 def write_digits(folder: Path) -> Path:
     """The scans as an ImageFolder of 8×8 grey images, every fifth of them held out."""
     scans = load_digits()
@@ -111,43 +122,68 @@ def write_digits(folder: Path) -> Path:
     return folder
 
 
-COCO = 'configs/coco/{}_soft-norm-tiny_fpn_1x_coco.py'
+@dataclass
+class Task:
+    """What a config learns: size and steps (or epochs), in full and in short, and what to reach."""
+
+    config: str
+    options: Callable[[Path, int, int], list[str]]
+    data: str
+    full: tuple[int, int]
+    short: tuple[int, int]
+    reach: dict[str, float]
+
+
+BOXES, BOXES_AND_MASKS, SEGMENTS, CLASSES = (
+    {'coco/bbox_mAP_50': 0.6}, {'coco/bbox_mAP_50': 0.3, 'coco/segm_mAP_50': 0.3}, {'mIoU': 70.},
+    {'accuracy/top1': 95.})
+COCO = 'configs/coco/{}_fpn_1x_coco.py'
+ADE20K = 'configs/ade20k/{}_upernet_8xb2-160k_ade20k-512x512.py'
+DIGITS = 'tests/tools/digits.py'
 TASKS = {
-    # config, options, data, size and steps in full, size and steps in short, metrics to reach
-    'retinanet': (COCO.format('retinanet'), coco_boxes, (480, 100), (192, 12),
-                  {'coco/bbox_mAP_50': 0.6}),
-    'mask-rcnn': (COCO.format('mask-rcnn'), coco_masks, (384, 150), (160, 12),
-                  {'coco/bbox_mAP_50': 0.3, 'coco/segm_mAP_50': 0.3}),
-    'upernet': ('configs/ade20k/soft-norm-small_upernet_8xb2-160k_ade20k-512x512.py', ade20k,
-                (320, 120), (96, 24), {'mIoU': 70.}),
-    'classifier': ('tests/tools/digits.py', digits, (64, 10), (32, 1), {'accuracy/top1': 95.}),
+    'retinanet': Task(COCO.format('retinanet_soft-norm-tiny'), coco_boxes, 'coco',
+                      (480, 100), (192, 12), BOXES),
+    'mask-rcnn': Task(COCO.format('mask-rcnn_soft-norm-tiny'), coco_masks, 'coco',
+                      (480, 300), (160, 12), BOXES_AND_MASKS),
+    'upernet': Task(ADE20K.format('soft-norm-small'), ade20k, 'ade20k',
+                    (320, 400), (96, 24), SEGMENTS),
+    'classifier': Task(DIGITS, digits, 'digits', (64, 10), (32, 1), CLASSES),
+    'inline-pvt-retinanet': Task(COCO.format('retinanet_inline-pvt-tiny'), coco_boxes, 'coco',
+                                 (480, 100), (192, 12), BOXES),
+    'inline-swin-upernet': Task(ADE20K.format('inline-swin-tiny'), ade20k, 'ade20k',
+                                (320, 400), (96, 24), SEGMENTS),
+    **{f'{name}-classifier': Task(DIGITS, options, 'digits', (64, 10), (32, 1), CLASSES)
+       for name, options in {
+           'inline-deit': digits_by('InLineDeiT', 192, 'cls_token'),
+           'inline-pvt': digits_by('InLinePVT', 512),
+           'inline-swin': digits_by('InLineSwin', 768),
+           'inline-cswin': digits_by('InLineCSwin', 512),
+       }.items()},
 }
 
 
 @pytest.fixture(params=TASKS)
-def task(request) -> str:
-    return request.param
+def task(request) -> Task:
+    return TASKS[request.param]
 
 
 @pytest.fixture
 def data(task, shared, tmp_path) -> Path:
-    if task == 'classifier':
-        return write_digits(tmp_path / 'digits')
-    return shared('data') / ('ade20k' if task == 'upernet' else 'coco')
+    return write_digits(tmp_path / 'digits') if task.data == 'digits' else (
+        shared('data') / task.data)
 
 
-def train_and_test(task: str, data: Path, amount: tuple[int, int], run_tool,
+def train_and_test(task: Task, data: Path, amount: tuple[int, int], run_tool,
                    tmp_path: Path) -> tuple[list[float], dict, dict]:
     """The losses, the metrics at the end of training, and those of the reloaded checkpoint."""
-    config, make_options = TASKS[task][:2]
-    options = [*make_options(data, *amount), 'randomness.seed=0',
+    options = [*task.options(data, *amount), 'randomness.seed=0',
                'default_hooks.logger.interval=1', 'log_processor.window_size=1',
                'default_hooks.checkpoint.save_best=None']
-    run_tool('train.py', config, '--work-dir', tmp_path, '--cfg-options', *options)
+    run_tool('train.py', task.config, '--work-dir', tmp_path, '--cfg-options', *options)
     (log, ) = tmp_path.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     checkpoint = (tmp_path / 'last_checkpoint').read_text()
-    run_tool('test.py', config, checkpoint, '--work-dir', tmp_path / 'test',
+    run_tool('test.py', task.config, checkpoint, '--work-dir', tmp_path / 'test',
              '--out', tmp_path / 'metrics.json', '--cfg-options', *options)
     metrics = json.loads((tmp_path / 'metrics.json').read_text())['metrics']
     return [line['loss'] for line in lines if 'loss' in line], lines[-1], metrics
@@ -155,17 +191,17 @@ def train_and_test(task: str, data: Path, amount: tuple[int, int], run_tool,
 
 def test_short(task, data, run_tool, tmp_path):
     """The loss falls, the evaluation runs, and the checkpoint reloads to the same numbers."""
-    losses, trained, reloaded = train_and_test(task, data, TASKS[task][3], run_tool, tmp_path)
+    losses, trained, reloaded = train_and_test(task, data, task.short, run_tool, tmp_path)
     quarter = len(losses) // 4
     assert sum(losses[-quarter:]) < 0.97 * sum(losses[:quarter]), losses
-    assert set(TASKS[task][4]) <= set(reloaded)
+    assert set(task.reach) <= set(reloaded)
     for name, value in reloaded.items():
         assert trained[name] == pytest.approx(value, nan_ok=True, rel=1e-4, abs=1e-4), name
 
 
 @pytest.mark.long
 def test_learns(task, data, run_tool, tmp_path):
-    _, _, metrics = train_and_test(task, data, TASKS[task][2], run_tool, tmp_path)
+    _, _, metrics = train_and_test(task, data, task.full, run_tool, tmp_path)
     print(metrics)
-    for name, least in TASKS[task][4].items():
+    for name, least in task.reach.items():
         assert metrics[name] >= least
