@@ -76,6 +76,9 @@ def ade20k(folder: Path, size: int, steps: int) -> list[str]:
         f'model.data_preprocessor.size=({size},{size})',
         'model.decode_head.channels=128',  # a quarter of the width, for the CPU
         'model.decode_head.dropout_ratio=0.', 'model.auxiliary_head.dropout_ratio=0.',
+        # Two of the classes are a few pixels, which count once the others are learnt.
+        'model.decode_head.sampler.type=OHEMPixelSampler', 'model.decode_head.sampler.thresh=0.7',
+        'model.decode_head.sampler.min_kept=1000',
         *(f'{loader}_dataloader.dataset.data_root={folder}' for loader in ('train', 'val', 'test')),
         'train_dataloader.dataset.data_prefix.img_path=images/validation',
         'train_dataloader.dataset.data_prefix.seg_map_path=annotations/validation',

@@ -1,4 +1,4 @@
-# SOFT's recipe (arXiv 2207.03341, §5.1) on 8 × 128 images; lr = base · images / 1024.
+# SOFT's recipe (arXiv 2207.03341) on 8 × 128 images; lr = base · images / 1024.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(

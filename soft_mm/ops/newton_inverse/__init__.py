@@ -10,7 +10,7 @@ from .implicit import implicit_newton_inverse
 def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20) -> Tensor:
     """``V ← 2V − V P V`` from ``V = α P``: ``P⁻¹`` once converged, a damped inverse before.
 
-    SOFT (arXiv 2110.11945), §3.2 and Algorithm 1. The gradient is the implicit one,
+    SOFT (arXiv 2110.11945, §3.2). The gradient is the implicit one,
     ``dP = −Vᵀ G Vᵀ``, with ``α`` held constant.
 
     Args:
