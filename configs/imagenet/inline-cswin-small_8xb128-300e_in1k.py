@@ -1,9 +1,2 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_inline_224px.py',
-    '../_base_/schedules/imagenet_inline-cswin_300e.py',
-    '../_base_/cls_runtime.py',
-]
-model = dict(
-    backbone=dict(
-        type='soft_mm.InLineCSwin', arch='small', drop_path_rate=0.4, out_type='avg_featmap'))
+_base_ = './inline-cswin-tiny_8xb128-300e_in1k.py'
+model = dict(backbone=dict(arch='small', drop_path_rate=0.4))

@@ -1,10 +1,2 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_inline_224px.py',
-    '../_base_/schedules/imagenet_inline-pvt_300e.py',
-    '../_base_/cls_runtime.py',
-]
-model = dict(
-    backbone=dict(
-        type='soft_mm.InLinePVT', arch='small', drop_path_rate=0.1, out_type='avg_featmap'))
-optim_wrapper = dict(clip_grad=None)
+_base_ = './inline-pvt-tiny_8xb128-300e_in1k.py'
+model = dict(backbone=dict(arch='small'))

@@ -1,10 +1,2 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_inline_224px.py',
-    '../_base_/schedules/imagenet_inline_300e.py',
-    '../_base_/cls_runtime.py',
-]
-model = dict(
-    backbone=dict(
-        type='soft_mm.InLineSwin', arch='small', drop_path_rate=0.3, out_type='avg_featmap'),
-    head=dict(in_channels=768))
+_base_ = './inline-swin-tiny_8xb128-300e_in1k.py'
+model = dict(backbone=dict(arch='small', drop_path_rate=0.3))
