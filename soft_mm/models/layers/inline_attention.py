@@ -2,6 +2,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import inline_attention
+from .heads import check_heads
 from .windows import Windows
 
 
@@ -24,8 +25,7 @@ class InLineAttention(nn.Module):
     def __init__(self, dims: int, num_heads: int, window_size: int | None = None,
                  shifted: bool = False, lepe: bool = False) -> None:
         super().__init__()
-        if dims % num_heads:
-            raise ValueError(f'num_heads must divide the {dims} channels, got {num_heads}')
+        check_heads(dims, num_heads)
         if window_size is not None and window_size < 1:
             raise ValueError(f'window_size must be None or at least 1, got {window_size}')
         self.num_heads = num_heads
@@ -63,7 +63,8 @@ class InLineAttention(nn.Module):
 
     def _attend(self, qkv: Tensor, mean: Tensor, num_tokens: int | Tensor,
                 hw: tuple[int, int]) -> Tensor:
-        """Of one map, or of each window: qkv ``(B, T + N, 3·C)``, mean ``(B, C)`` -> ``(B, N, C)``.
+        """Of one map, or of each window: qkv ``(B, T + N, 3·C)``, mean ``(B, C)`` ->
+        ``(B, T + N, C)``.
 
         Where tokens are padding, their q, k and v are zero and num_tokens ``(B, 1, 1, 1)`` says how
         many are not.

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ...ops import gaussian_kernel, newton_inverse
 from ...ops.precision import at_least_fp32
+from .heads import check_heads
 
 
 class SOFTAttention(nn.Module):
@@ -27,17 +28,16 @@ class SOFTAttention(nn.Module):
         super().__init__()
         if alpha_scope not in ('matrix', 'batch'):
             raise ValueError(f"alpha_scope must be 'matrix' or 'batch', got {alpha_scope!r}")
-        if dims % num_heads:
-            raise ValueError(f'num_heads must divide the {dims} channels, got {num_heads}')
-        head_dims = dims // num_heads
+        check_heads(dims, num_heads)
+        width = dims // num_heads
         self.num_heads = num_heads
         self.ratio = ratio
         self.sym_norm = sym_norm
         self.alpha_scope = alpha_scope
         self.q = nn.Linear(dims, dims)
         self.v = nn.Linear(dims, dims)
-        self.landmark_conv = nn.Conv2d(head_dims, head_dims, ratio, stride=ratio, bias=False)
-        self.landmark_norm = nn.LayerNorm(head_dims)
+        self.landmark_conv = nn.Conv2d(width, width, ratio, stride=ratio, bias=False)
+        self.landmark_norm = nn.LayerNorm(width)
         self.dwconv = nn.Conv2d(num_heads, num_heads, kernel_size, padding=kernel_size // 2,
                                 groups=num_heads, bias=False)
         self.proj = nn.Linear(dims, dims)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .heads import check_heads
 from .position_embed import RelativePositionBias
 from .windows import Windows
 
@@ -18,6 +19,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, dims: int, num_heads: int) -> None:
         super().__init__()
+        check_heads(dims, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dims, 3 * dims)
         self.proj = nn.Linear(dims, dims)
@@ -41,6 +43,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dims: int, num_heads: int, window_size: int, shifted: bool) -> None:
         super().__init__()
+        check_heads(dims, num_heads)
         self.num_heads = num_heads
         self.window_size = window_size
         self.shifted = shifted
@@ -80,6 +83,10 @@ class CrossShapedAttention(nn.Module):
     def __init__(self, dims: int, num_heads: int, stripe_size: int | None) -> None:
         super().__init__()
         branches = 1 if stripe_size is None else 2
+        check_heads(dims, num_heads)
+        if num_heads % branches:
+            raise ValueError(f'num_heads must be a multiple of {branches}, the number of branches, '
+                             f'got {num_heads}')
         self.num_heads = num_heads // branches
         self.stripe_size = stripe_size
         self.qkv = nn.Linear(dims, 3 * dims)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from soft_mm.models.layers import (
     CrossShapedAttention,
     InLineAttention,
+    SelfAttention,
     WindowAttention,
     Windows,
 )
@@ -152,8 +153,16 @@ def test_a_class_token_attends_and_is_not_convolved():
     torch.testing.assert_close(layer(x, hw), layer.proj(out))
 
 
-def test_arguments_are_checked():
+@pytest.mark.parametrize('layer', [
+    InLineAttention, SelfAttention, lambda *args: WindowAttention(*args, 7, False),
+    lambda *args: CrossShapedAttention(*args, None)])
+def test_heads_are_checked(layer):
     with pytest.raises(ValueError, match='num_heads must divide the 8 channels, got 3'):
-        InLineAttention(8, 3)
+        layer(8, 3)
+
+
+def test_arguments_are_checked():
     with pytest.raises(ValueError, match='window_size must be None or at least 1, got 0'):
         InLineAttention(8, 2, 0)
+    with pytest.raises(ValueError, match='num_heads must be a multiple of 2, .*, got 1'):
+        CrossShapedAttention(8, 1, 7)

@@ -1,0 +1,8 @@
+def check_heads(dims: int, num_heads: int) -> None:
+    """That heads share the channels evenly.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dims``.
+    """
+    if num_heads < 1 or dims % num_heads:
+        raise ValueError(f'num_heads must divide the {dims} channels, got {num_heads}')
