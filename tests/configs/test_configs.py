@@ -16,8 +16,9 @@ CONFIGS = sorted(str(path.relative_to(ROOT / 'configs'))
                  for path in (ROOT / 'configs').glob('[!_]*/*.py'))
 # Millions of parameters: measured with the authors' code (ImageNet), the papers' tables (others).
 PARAMS = {
-    'imagenet/soft-tiny_8xb128-300e_in1k.py': 13.07,
-    'imagenet/soft-norm-tiny_8xb128-300e_in1k.py': 13.07,
+    **{f'imagenet/{model}-{size}-300e_in1k.py': count for model in ('soft', 'soft-norm')
+       for size, count in (('tiny_8xb128', 13.07), ('small_8xb128', 24.11), ('medium_8xb32', 45.81),
+                           ('large_8xb32', 64.70), ('huge_8xb32', 87.11))},
     'imagenet/inline-deit-tiny_8xb512-300e_in1k.py': 6.48,
     'imagenet/inline-deit-small_8xb128-300e_in1k-288px.py': 16.73,
     'imagenet/inline-deit-base_8xb64-300e_in1k-448px.py': 23.80,
@@ -31,9 +32,11 @@ PARAMS = {
     'imagenet/inline-cswin-tiny_8xb128-300e_in1k.py': 20.61,
     'imagenet/inline-cswin-small_8xb128-300e_in1k.py': 33.03,
     'imagenet/inline-cswin-base_8xb64-300e_in1k.py': 73.41,
-    'coco/retinanet_soft-norm-tiny_fpn_1x_coco.py': 23,
-    'coco/mask-rcnn_soft-norm-tiny_fpn_1x_coco.py': 33,
+    **{f'coco/{detector}_soft-norm-{size}_fpn_1x_coco.py': count
+       for detector, counts in (('retinanet', (23, 34, 55, 74)), ('mask-rcnn', (33, 44, 65, 84)))
+       for size, count in zip(('tiny', 'small', 'medium', 'large'), counts)},
     'ade20k/soft-norm-small_upernet_8xb2-160k_ade20k-512x512.py': 54,
+    'ade20k/soft-norm-medium_upernet_8xb2-160k_ade20k-512x512.py': 76,
 }
 # The papers give no number of parameters for these.
 OTHERS = [
@@ -46,6 +49,7 @@ OTHERS = [
     *(f'ade20k/inline-{name}_upernet_8xb2-160k_ade20k-512x512.py'
       for name in ('pvt-tiny', 'pvt-small', 'pvt-medium', 'pvt-large', 'swin-tiny', 'swin-small',
                    'swin-base')),
+    *(f'ade20k/soft-norm-{size}_upernet_8xb2-160k_ade20k-512x512.py' for size in ('tiny', 'large')),
 ]
 
 

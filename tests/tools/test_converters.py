@@ -22,9 +22,9 @@ SOFT_TO_MM, INLINE_TO_MM = (f'model_converters/{name}_to_mm.py' for name in ('so
 # What each golden file is of: its converter, the ImageNet config, the arch.
 GOLDEN = {
     'soft-tiny_2x224x224': (SOFT_TO_MM, 'soft-tiny_8xb128-300e_in1k', 'tiny'),
-    'soft-small_1x224x224': (SOFT_TO_MM, 'soft-tiny_8xb128-300e_in1k', 'small'),
+    'soft-small_1x224x224': (SOFT_TO_MM, 'soft-small_8xb128-300e_in1k', 'small'),
     'soft-norm-tiny_2x224x224': (SOFT_TO_MM, 'soft-norm-tiny_8xb128-300e_in1k', 'tiny'),
-    'soft-norm-small_1x224x224': (SOFT_TO_MM, 'soft-norm-tiny_8xb128-300e_in1k', 'small'),
+    'soft-norm-small_1x224x224': (SOFT_TO_MM, 'soft-norm-small_8xb128-300e_in1k', 'small'),
     'inline-deit-t_1x224x224': (INLINE_TO_MM, 'inline-deit-tiny_8xb512-300e_in1k', 'tiny'),
     'inline-pvt-t_1x224x224': (INLINE_TO_MM, 'inline-pvt-tiny_8xb128-300e_in1k', 'tiny'),
     'inline-swin-t_1x224x224': (INLINE_TO_MM, 'inline-swin-tiny_8xb128-300e_in1k', 'tiny'),
