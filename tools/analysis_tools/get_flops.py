@@ -1,0 +1,63 @@
+"""Multiply-adds and parameters of any config's model: ``get_flops.py CONFIG [--shape H W]``."""
+
+import argparse
+from functools import partial
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from soft_mm.utils.flops import count_executed, count_multiply_adds
+
+SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Count multiply-adds and parameters.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
+                        help='of the image, in pixels; default 224 224 for a classifier, 800 1344 '
+                        'for a detector, 512 512 for a segmentor')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        metavar='KEY=VALUE', help='settings that override the config')
+    args = parser.parse_args()
+    if args.shape and min(args.shape) < 1:
+        parser.error(f'--shape must be two sides of at least 1 pixel, got {args.shape}')
+    return args
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model without its auxiliary head, ready for an image in place of a batch."""
+    init_default_scope(cfg.default_scope)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    if hasattr(model, 'auxiliary_head'):  # trains, but takes no part in a prediction
+        del model.auxiliary_head
+    return model
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    model = build(cfg)
+    shape = tuple(args.shape or SHAPES[cfg.default_scope])
+    if cfg.default_scope == 'mmdet':  # a region head takes its proposals' limits from these
+        sample = BaseDataElement(metainfo=dict(
+            img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape,
+            scale_factor=(1., 1.)))
+        model.forward = partial(model.forward, data_samples=[sample])
+    image = torch.randn(1, 3, *shape)
+    counts = count_multiply_adds(model, image)
+    print(f'{args.config}, {shape[0]}×{shape[1]}')
+    print(f'parameters      {sum(p.numel() for p in model.parameters()) / 1e6:10.2f} M')
+    print(f'multiply-adds   {sum(counts.values()) / 1e9:10.2f} G')
+    for operator, count in counts.most_common():
+        print(f'  {operator:30} {count / 1e9:10.3f} G')
+    print(f'executed        {count_executed(model, image) / 1e9:10.2f} G  (without norms)')
+
+
+if __name__ == '__main__':
+    main()

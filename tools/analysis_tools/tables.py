@@ -1,0 +1,153 @@
+"""The papers' tables, each of their columns beside ours.
+
+    tables.py                     print them
+    tables.py --results A.json…   with the accuracies that tools/test.py --out has written
+    tables.py --check             fail where a model is not its paper's, or a page is out of date
+    tables.py --write             bring README.md and configs/*/README.md up to date
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+from get_flops import build
+from mmengine.config import Config
+from mmengine.fileio import load
+
+from soft_mm.utils.flops import count_multiply_adds
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ('imagenet', 'coco', 'ade20k')
+# How far ours may be from the paper's, relatively.
+TOLERANCES = {'params': 0.02, 'flops': 0.08}
+# Of each accuracy in papers.yml: its heading, the metric's name, and what makes per cent of it.
+ACCURACIES = {
+    'top1': ('top-1', 'accuracy/top1', 1),
+    'box_ap': ('box AP', 'coco/bbox_mAP', 100),
+    'mask_ap': ('mask AP', 'coco/segm_mAP', 100),
+    'miou': ('mIoU', 'mIoU', 1),
+}
+COLUMNS = {'imagenet': ('top1', ), 'coco': ('box_ap', 'mask_ap'), 'ade20k': ('miou', )}
+
+
+def config_file(folder: str, row: dict) -> Path:
+    return ROOT / 'configs' / folder / f'{row["config"]}.py'
+
+
+@cache
+def papers() -> dict:
+    return load(ROOT / 'configs/papers.yml')
+
+
+@cache
+def measure(path: Path) -> dict[str, float]:
+    """Parameters in millions and, of a classifier, its size and multiply-adds in billions."""
+    cfg = Config.fromfile(path)
+    if cfg.default_scope != 'mmpretrain':
+        with torch.device('meta'):
+            model = build(cfg)
+        return dict(params=_millions(model))
+    model = build(cfg)
+    size = cfg.model.backbone.get('img_size', 224)
+    counts = count_multiply_adds(model, torch.zeros(1, 3, size, size))
+    newton = counts.pop('newton_inverse', 0)
+    return dict(params=_millions(model), size=size, flops=sum(counts.values()) / 1e9,
+                newton=newton / 1e9)
+
+
+def _millions(model: torch.nn.Module) -> float:
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator[str]:
+    """Lines of a Markdown table; links to configs start with ``links_to``."""
+    flops = folder == 'imagenet'
+    heads = ['model', *(['image'] if flops else []), 'params (M): paper', 'ours',
+             *(['multiply-adds (G): paper', 'ours', "+ Newton's iteration"] if flops else [])]
+    for key in COLUMNS[folder]:
+        heads += [f'{ACCURACIES[key][0]}: paper', 'ours']
+    yield f'| {" | ".join(heads)} |'
+    yield '|---' * len(heads) + '|'
+    for row in papers()[folder]:
+        ours = measure(config_file(folder, row))
+        name = re.split('_(?:8xb|upernet|fpn)', row['config'])[0].replace('_', ', ')
+        cells = [f'[{name}]({links_to}{row["config"]}.py)']
+        cells += [ours['size']] if flops else []
+        cells += [row.get('params', '–'), f'{ours["params"]:.2f}']
+        if flops:
+            cells += [row.get('flops', '–'), f'{ours["flops"]:.2f}',
+                      f'{ours["newton"]:.2f}' if ours['newton'] else '–']
+        measured = results.get(f'configs/{folder}/{row["config"]}.py', {})
+        for key in COLUMNS[folder]:
+            _, metric, scale = ACCURACIES[key]
+            value = f'{scale * measured[metric]:.1f}' if metric in measured else '–'
+            cells += [row.get(key, '–'), value]
+        yield f'| {" | ".join(map(str, cells))} |'
+
+
+def differences() -> Iterator[str]:
+    """Where ours is further from a paper's number than it may be, and nobody said so."""
+    for folder in FOLDERS:
+        for row in papers()[folder]:
+            ours = measure(config_file(folder, row))
+            known = papers()['disagreements'].get(row['config'], {})
+            for key, tolerance in TOLERANCES.items():
+                if key not in row or key not in ours:
+                    continue
+                far = abs(ours[key] - row[key]) > tolerance * row[key]
+                if far and key not in known:
+                    yield (f'{row["config"]}: {key} {ours[key]:.2f}, the paper has {row[key]}, '
+                           f'further than {tolerance:.0%}')
+                if not far and key in known:
+                    yield f'{row["config"]}: {key} agrees, though papers.yml lists a disagreement'
+
+
+def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
+    """Each page that holds tables, with what it should say."""
+    for path in (ROOT / 'README.md', *(ROOT / f'configs/{folder}/README.md' for folder in FOLDERS)):
+        links_to = 'configs/{}/' if path.parent == ROOT else ''
+
+        def renew(match: re.Match, links_to: str = links_to) -> str:
+            lines = table(match[2], results, links_to.format(match[2]))
+            return '\n'.join([match[1], '', *lines, '', match[3]])
+
+        yield path, re.sub(r'(<!-- table: (\w+) -->).*?(<!-- end of table -->)', renew,
+                           path.read_text(), flags=re.DOTALL)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--results', type=Path, nargs='+', default=[], metavar='FILE',
+                        help='metrics that tools/test.py --out has written')
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument('--check', action='store_true',
+                        help='fail where a model differs from its paper or a page is out of date')
+    action.add_argument('--write', action='store_true', help='bring the pages up to date')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    results = {}
+    for path in args.results:
+        result = load(path)
+        results[result['config']] = result['metrics']
+    if args.write:
+        for path, text in pages(results):
+            path.write_text(text)
+    elif args.check:
+        problems = [*differences(), *(
+            f'{path.relative_to(ROOT)} is out of date: run tools/analysis_tools/tables.py --write'
+            for path, text in pages(results) if text != path.read_text())]
+        sys.exit('\n'.join(problems) or None)
+    else:
+        for folder in FOLDERS:
+            print(f'\n{folder}\n', *table(folder, results), sep='\n')
+
+
+if __name__ == '__main__':
+    main()
