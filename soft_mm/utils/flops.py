@@ -50,6 +50,11 @@ def _(p, alpha, iterations, **_) -> int:
     return 2 * _newton_inverse(p, alpha, iterations)
 
 
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _(q, k, v, *_, **__) -> int:
+    return 2 * _attention(q, k, v)
+
+
 def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
     """What the formulas ask for, by operator, as MMEngine's counter finds it in the traced graph.
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -31,6 +32,7 @@ def parse_args() -> argparse.Namespace:
 
 def build(cfg: Config) -> nn.Module:
     """The model without its auxiliary head, ready for an image in place of a batch."""
+    MMLogger.get_current_instance().setLevel('WARNING')
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     if hasattr(model, 'auxiliary_head'):  # trains, but takes no part in a prediction

@@ -3,7 +3,7 @@
     tables.py                     print them
     tables.py --results A.json…   with the accuracies that tools/test.py --out has written
     tables.py --check             fail where a model is not its paper's, or a page is out of date
-    tables.py --write             bring README.md and configs/*/README.md up to date
+    tables.py --write             bring README.md, configs/*/README.md and the metafiles up to date
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import metafiles
 import torch
 from get_flops import build
 from mmengine.config import Config
@@ -107,7 +108,7 @@ def differences() -> Iterator[str]:
 
 
 def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
-    """Each page that holds tables, with what it should say."""
+    """Each page that holds tables and each metafile, with what it should say."""
     for path in (ROOT / 'README.md', *(ROOT / f'configs/{folder}/README.md' for folder in FOLDERS)):
         links_to = 'configs/{}/' if path.parent == ROOT else ''
 
@@ -117,6 +118,9 @@ def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
 
         yield path, re.sub(r'(<!-- table: (\w+) -->).*?(<!-- end of table -->)', renew,
                            path.read_text(), flags=re.DOTALL)
+    for path, text in metafiles.files(
+            papers(), lambda folder, row: measure(config_file(folder, row))):
+        yield ROOT / path, text
 
 
 def parse_args() -> argparse.Namespace:
@@ -142,7 +146,7 @@ def main() -> None:
     elif args.check:
         problems = [*differences(), *(
             f'{path.relative_to(ROOT)} is out of date: run tools/analysis_tools/tables.py --write'
-            for path, text in pages(results) if text != path.read_text())]
+            for path, text in pages(results) if not path.exists() or text != path.read_text())]
         sys.exit('\n'.join(problems) or None)
     else:
         for folder in FOLDERS:
