@@ -1,0 +1,155 @@
+"""The recipes are in effect: learning rates over the epochs, weight decay, clipping, averaging."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS, init_default_scope
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+
+
+def imagenet(lr, batch, warm_up, last, decay=0.05, clip=None, ema=None, epochs=300, first=None):
+    return dict(lr=lr, batch=batch, warm_up=warm_up, last=last, decay=decay, clip=clip, ema=ema,
+                epochs=epochs, first=first if first else 1e-3 * lr)
+
+
+def soft(base, batch):
+    return imagenet(base * 8 * batch / 1024, batch, 10, 5e-5, clip=1., ema=4e-5, first=1e-6)
+
+
+def inline(batch, warm_up=20, last=5e-6, base=5e-4, **kwargs):
+    scale = 8 * batch / 512
+    return imagenet(base * scale, batch, warm_up, last * scale, **kwargs)
+
+
+def cswin(batch, **kwargs):
+    return inline(batch, last=1e-5, ema=1 - 0.9996**(8 * batch / 4096), **kwargs)
+
+
+RECIPES = {
+    **{f'{name}-{size}': soft(base[name], batch)
+       for name in ('soft', 'soft-norm') for size, batch, base in (
+           ('tiny_8xb128', 128, {'soft': 1e-3, 'soft-norm': 1e-3}),
+           ('small_8xb128', 128, {'soft': 1e-3, 'soft-norm': 1e-3}),
+           ('medium_8xb32', 32, {'soft': 3.5e-4, 'soft-norm': 4e-4}),
+           ('large_8xb32', 32, {'soft': 3.3e-4, 'soft-norm': 3.3e-4}),
+           ('huge_8xb32', 32, {'soft': 2.7e-4, 'soft-norm': 2.7e-4}))},
+    'inline-deit-tiny_8xb512': inline(512, clip=5.),
+    'inline-deit-small_8xb128': inline(128, clip=5.),
+    'inline-deit-base_8xb64': inline(64, clip=5.),
+    'inline-pvt-tiny_8xb128': inline(128, 5, 1e-5),
+    'inline-pvt-small_8xb128': inline(128, 5, 1e-5),
+    'inline-pvt-medium_8xb128': inline(128, 5, 1e-5, clip=1.),
+    'inline-pvt-large_8xb64': inline(64, 5, 1e-5, clip=1.),
+    'inline-swin-tiny_8xb128': inline(128, clip=5.),
+    'inline-swin-small_8xb128': inline(128, clip=5.),
+    'inline-swin-base_8xb64': inline(64, clip=5.),
+    'inline-swin-base_8xb64-30e': inline(64, 5, 2e-7, 2e-5, clip=5., decay=1e-8, epochs=30),
+    'inline-cswin-tiny_8xb128': cswin(128),
+    'inline-cswin-small_8xb128': cswin(128),
+    'inline-cswin-base_8xb64': cswin(64, decay=0.1),
+    'inline-cswin-base_8xb64-20e': inline(64, 5, 5e-8, 5e-6, decay=1e-8, epochs=20),
+}
+
+
+def learning_rates(cfg: Config, epochs: int, epoch_length: int) -> list[float]:
+    """Of each iteration, as the runner's hooks set it."""
+    optimizer = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
+    schedulers = []
+    for scheduler in cfg.param_scheduler:
+        scheduler = dict(scheduler)
+        if scheduler.pop('convert_to_iter_based', False):
+            cls = PARAM_SCHEDULERS.get(scheduler.pop('type'))
+            schedulers.append(cls.build_iter_from_epoch(
+                **scheduler, optimizer=optimizer, epoch_length=epoch_length))
+        else:
+            schedulers.append(PARAM_SCHEDULERS.build({**scheduler, 'optimizer': optimizer}))
+    rates = []
+    for _ in range(epochs * epoch_length):
+        rates.append(optimizer.get_lr()['lr'][0])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_imagenet(name):
+    (path, ) = ROOT.glob(f'configs/imagenet/{name}*_in1k*.py' if name.endswith('0e') else
+                         f'configs/imagenet/{name}-300e_in1k*.py')
+    cfg, recipe = Config.fromfile(path), RECIPES[name]
+    init_default_scope('mmpretrain')
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+    assert cfg.optim_wrapper.optimizer.weight_decay == recipe['decay']
+    clip = cfg.optim_wrapper.clip_grad
+    assert (clip and clip.max_norm) == recipe['clip']
+    assert cfg.train_dataloader.batch_size == recipe['batch']
+    assert cfg.auto_scale_lr.base_batch_size == 8 * recipe['batch']
+    assert cfg.train_cfg.max_epochs == recipe['epochs']
+    averaging = [hook.momentum for hook in cfg.get('custom_hooks', []) if hook.type == 'EMAHook']
+    assert averaging == ([pytest.approx(recipe['ema'])] if recipe['ema'] else [])
+
+    rates = learning_rates(cfg, recipe['epochs'], epoch_length=4)
+    warm_up = 4 * recipe['warm_up']
+    assert rates[0] == pytest.approx(recipe['first'])
+    assert rates[warm_up] == pytest.approx(recipe['lr'], rel=1e-3)
+    assert max(rates) <= recipe['lr'] * (1 + 1e-6)
+    assert rates[:warm_up] == sorted(rates[:warm_up])
+    assert rates[-1] == pytest.approx(recipe['last'], rel=0.1)
+    middle = (warm_up + len(rates)) // 2  # half-way down the cosine
+    assert rates[middle] == pytest.approx((recipe['lr'] + recipe['last']) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(('name', 'lr', 'decay', 'warm_up'), [
+    ('retinanet_soft-norm-tiny', 1e-4, 1e-4, 500), ('mask-rcnn_soft-norm-large', 2e-4, 1e-4, 500),
+    ('retinanet_inline-pvt-medium', 1e-4, 1e-4, 500),
+    ('mask-rcnn_inline-pvt-tiny', 2e-4, 1e-4, 500),
+    ('mask-rcnn_inline-swin-base', 1e-4, 0.05, 1000)])
+def test_coco(name, lr, decay, warm_up):
+    cfg = Config.fromfile(ROOT / f'configs/coco/{name}_fpn_1x_coco.py')
+    init_default_scope('mmdet')
+    assert cfg.optim_wrapper.optimizer.weight_decay == decay
+    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 16
+    iters, epochs = (dict(scheduler) for scheduler in cfg.param_scheduler)
+    cfg.param_scheduler = [iters]
+    rates = learning_rates(cfg, 1, warm_up + 2)
+    assert rates[0] == pytest.approx(1e-3 * lr)
+    assert rates[warm_up] == rates[-1] == pytest.approx(lr)
+    cfg.param_scheduler = [epochs]
+    rates = learning_rates(cfg, 12, 1)
+    assert rates == pytest.approx([lr] * 8 + [lr / 10] * 3 + [lr / 100])
+
+
+def test_ade20k():
+    (*_, path) = ROOT.glob('configs/ade20k/*.py')
+    cfg = Config.fromfile(path)
+    init_default_scope('mmseg')
+    assert cfg.optim_wrapper.optimizer.weight_decay == 0.01
+    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 16
+    rates = learning_rates(cfg, 1, 160000)
+    assert rates[0] == pytest.approx(6e-11)
+    assert rates[1500] == max(rates) == pytest.approx(6e-5, rel=1e-3)
+    assert rates[80750] == pytest.approx(3e-5, rel=1e-3)  # half-way down the line
+    assert rates[-1] < 1e-9
+
+
+def test_the_average_of_the_weights():
+    """As the config's hook makes it: a step moves it by its momentum."""
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/soft-tiny_8xb128-300e_in1k.py')
+    init_default_scope('mmpretrain')
+    (hook, ) = cfg.custom_hooks
+    assert hook.pop('priority') == 'ABOVE_NORMAL'  # the runner's part
+    settings = dict(HOOKS.build(hook).ema_cfg)
+    assert settings.pop('type') == 'ExponentialMovingAverage'
+    model = nn.Linear(1, 1)
+    average, before = ExponentialMovingAverage(model, **settings), model.weight.item()
+    average.update_parameters(model)
+    with torch.no_grad():
+        model.weight += 1
+    average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(before + 4e-5, abs=1e-6)
