@@ -1,5 +1,5 @@
 # make demo    train, evaluate and draw a SOFT-Norm detector on generated shapes
-# make test    lint and the test suite; make test-long adds what trains for minutes on real images
+# make test    lint and the test suite; make test-all adds what trains for minutes on real images
 # make setup   the environment both need, in .venv
 #
 # PYTHON names the interpreter (3.11) and WHEELHOUSE a folder with a wheel of mmcv, which is
@@ -14,7 +14,7 @@ STEP := @tools/step.sh
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
-.PHONY: demo test test-long lint setup clean
+.PHONY: demo test test-all lint setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -29,7 +29,7 @@ demo: setup
 test: lint
 	$(STEP) 'run the tests' 'The failures stand above.' $(BIN)/python -m pytest
 
-test-long: lint
+test-all: lint
 	$(STEP) 'run all tests' 'The failures stand above.' $(BIN)/python -m pytest -m ''
 
 lint: setup

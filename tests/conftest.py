@@ -1,10 +1,12 @@
 """Paths that tests share, and the rule that a skipped test says why."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import DictAction
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'  # golden numbers and sample images, where there are any
@@ -39,6 +41,18 @@ def run_tool():
         return done
 
     return run
+
+
+@pytest.fixture(scope='session')
+def parse_options():
+    """What ``--cfg-options`` makes of its words, as a dict for ``Config.merge_from_dict``."""
+
+    def parse(words: list[str]) -> dict:
+        parser = argparse.ArgumentParser()
+        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+        return parser.parse_args(['--cfg-options', *words]).cfg_options
+
+    return parse
 
 
 @pytest.hookimpl(wrapper=True)

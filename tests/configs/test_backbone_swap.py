@@ -1,6 +1,5 @@
 """The toolboxes' own configs, as they ship them, with a backbone of ours by --cfg-options alone."""
 
-import argparse
 from pathlib import Path
 
 import mmdet
@@ -9,7 +8,7 @@ import mmseg
 import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
@@ -62,17 +61,15 @@ TASKS = {
 
 @pytest.mark.parametrize('family', BACKBONES)
 @pytest.mark.parametrize('task', TASKS)
-def test_backbone_swap(task, family):
+def test_backbone_swap(task, family, parse_options):
     package, config, other_options, batch = TASKS[task]
     arguments, channels = BACKBONES[family]
     cfg = Config.fromfile(Path(package.__file__).parent / '.mim/configs' / config)
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    cfg.merge_from_dict(parser.parse_args([
-        '--cfg-options', 'model.backbone._delete_=True', f'model.backbone.type=soft_mm.{family}',
+    cfg.merge_from_dict(parse_options([
+        'model.backbone._delete_=True', f'model.backbone.type=soft_mm.{family}',
         *(f'model.backbone.{argument}' for argument in arguments.split()),
         *(option.replace(' ', '') for option in other_options(channels)),
-    ]).cfg_options)
+    ]))
 
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)

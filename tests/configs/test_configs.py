@@ -45,6 +45,8 @@ OTHERS = [
     *(f'coco/{detector}_inline-pvt-{size}_fpn_1x_coco.py'
       for detector in ('retinanet', 'mask-rcnn')
       for size in ('tiny', 'small', 'medium', 'large')),
+    *(f'coco/mask-rcnn_soft-norm-{size}_fpn_ms-3x_coco.py'
+      for size in ('tiny', 'small', 'medium', 'large')),
     *(f'coco/mask-rcnn_inline-swin-{size}_fpn_1x_coco.py' for size in ('tiny', 'small', 'base')),
     *(f'ade20k/inline-{name}_upernet_8xb2-160k_ade20k-512x512.py'
       for name in ('pvt-tiny', 'pvt-small', 'pvt-medium', 'pvt-large', 'swin-tiny', 'swin-small',

@@ -75,7 +75,7 @@ def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator
     yield '|---' * len(heads) + '|'
     for row in papers()[folder]:
         ours = measure(config_file(folder, row))
-        name = re.split('_(?:8xb|upernet|fpn)', row['config'])[0].replace('_', ', ')
+        name = re.sub('_(8xb.*|upernet.*|fpn|1x|coco)', '', row['config']).replace('_', ', ')
         cells = [f'[{name}]({links_to}{row["config"]}.py)']
         cells += [ours['size']] if flops else []
         cells += [row.get('params', '–'), f'{ours["params"]:.2f}']
