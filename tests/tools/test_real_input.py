@@ -65,27 +65,29 @@ def coco_masks(folder: Path, size: int, steps: int) -> list[str]:
         *(f'{part}.norm_cfg.{option}'
           for part in ('model.neck', f'{rois}bbox_head', f'{rois}mask_head')
           for option in ('type=GN', 'num_groups=32')),
-        'model.train_cfg.rcnn.sampler.num=256',
+        'model.train_cfg.rcnn.sampler.num=128',
         'model.test_cfg.rcnn.score_thr=0.001',
     ]
 
 
 def ade20k(folder: Path, size: int, steps: int) -> list[str]:
+    """Whole images, wider than high: two of the classes are strips at their borders."""
+    crop = f'({size},{size * 7 // 5})'
     return [
         *FROM_SCRATCH, *IN_THIS_PROCESS,
-        f'model.data_preprocessor.size=({size},{size})',
+        f'model.data_preprocessor.size={crop}',
         'model.decode_head.channels=128',  # a quarter of the width, for the CPU
         'model.decode_head.dropout_ratio=0.', 'model.auxiliary_head.dropout_ratio=0.',
-        # Two of the classes are a few pixels, which count once the others are learnt.
-        'model.decode_head.sampler.type=OHEMPixelSampler', 'model.decode_head.sampler.thresh=0.7',
-        'model.decode_head.sampler.min_kept=1000',
         *(f'{loader}_dataloader.dataset.data_root={folder}' for loader in ('train', 'val', 'test')),
         'train_dataloader.dataset.data_prefix.img_path=images/validation',
         'train_dataloader.dataset.data_prefix.seg_map_path=annotations/validation',
         f'train_dataloader.dataset.pipeline.2.scale=({4 * size},{size})',
         'train_dataloader.dataset.pipeline.2.ratio_range=(1.,1.)',
-        f'train_dataloader.dataset.pipeline.3.crop_size=({size},{size})',
+        f'train_dataloader.dataset.pipeline.3.crop_size={crop}',
         'train_dataloader.dataset.pipeline.4.prob=0.',
+        *(f'train_dataloader.dataset.pipeline.5.{option}' for option in (
+            'brightness_delta=0', 'contrast_range=(1.,1.)', 'saturation_range=(1.,1.)',
+            'hue_delta=0')),
         f'val_dataloader.dataset.pipeline.1.scale=({4 * size},{size})',
         f'test_dataloader.dataset.pipeline.1.scale=({4 * size},{size})',
         'optim_wrapper.optimizer.lr=6e-4', 'optim_wrapper.clip_grad.max_norm=1.',
@@ -147,14 +149,14 @@ TASKS = {
     'retinanet': Task(COCO.format('retinanet_soft-norm-tiny'), coco_boxes, 'coco',
                       (480, 100), (192, 12), BOXES),
     'mask-rcnn': Task(COCO.format('mask-rcnn_soft-norm-tiny'), coco_masks, 'coco',
-                      (480, 300), (160, 12), BOXES_AND_MASKS),
+                      (384, 200), (160, 12), BOXES_AND_MASKS),
     'upernet': Task(ADE20K.format('soft-norm-small'), ade20k, 'ade20k',
-                    (320, 400), (96, 24), SEGMENTS),
+                    (320, 250), (96, 24), SEGMENTS),
     'classifier': Task(DIGITS, digits, 'digits', (64, 10), (32, 1), CLASSES),
     'inline-pvt-retinanet': Task(COCO.format('retinanet_inline-pvt-tiny'), coco_boxes, 'coco',
                                  (480, 100), (192, 12), BOXES),
     'inline-swin-upernet': Task(ADE20K.format('inline-swin-tiny'), ade20k, 'ade20k',
-                                (320, 400), (96, 24), SEGMENTS),
+                                (320, 250), (96, 24), SEGMENTS),
     **{f'{name}-classifier': Task(DIGITS, options, 'digits', (64, 10), (32, 1), CLASSES)
        for name, options in {
            'inline-deit': digits_by('InLineDeiT', 192, 'cls_token'),

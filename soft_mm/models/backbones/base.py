@@ -150,9 +150,11 @@ class Backbone(BaseModule):
                 continue
             if self.out_type == 'cls_token':
                 outs.append(stage.norm(cls_token[..., None, None]).flatten(1))
+            elif self.out_type == 'avg_featmap':
+                outs.append(stage.norm(x).mean((2, 3)))
             else:
-                out = stage.norm(x)
-                outs.append(out if self.out_type == 'featmap' else out.mean((2, 3)))
+                # mmcv's RoIAlign misreads, silently, a map that is not contiguous.
+                outs.append(stage.norm(x).contiguous())
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'Backbone':

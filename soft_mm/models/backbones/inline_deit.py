@@ -69,7 +69,7 @@ class InLineDeiT(Backbone):
         outs = []
         for i in self.out_indices:
             height, width = (-(-side // PYRAMID_STRIDES[i]) for side in x.shape[-2:])
-            outs.append(self.pyramid[str(i)](middle)[..., :height, :width])
+            outs.append(self.pyramid[str(i)](middle)[..., :height, :width].contiguous())
         return tuple(outs)
 
     def _map_channels(self) -> tuple[int, ...]:

@@ -46,6 +46,7 @@ def test_any_size(family, size):
     maps = model(image(2, 3, *size))
     for m, channels, stride in zip(maps, model.out_channels, strides(family), strict=True):
         assert m.shape == (2, channels, *(-(-side // stride) for side in size))
+        assert m.is_contiguous()  # mmcv's RoIAlign reads it as if it were
     sum(m.square().mean() for m in maps).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -101,6 +102,7 @@ def test_pyramid():
     maps = model(x)
     for m, channels, stride in zip(maps, model.out_channels, STRIDES, strict=True):
         assert m.shape == (2, channels, -(-97 // stride), -(-45 // stride))
+        assert m.is_contiguous()
     plain = build('InLineDeiT')
     plain.load_state_dict(model.state_dict(), strict=False)
     torch.testing.assert_close(maps[2], plain.eval()(x)[0])
