@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,20 @@ def test_sizes_are_read_from_the_tables(states, run_tool, tmp_path):
     model.load_state_dict({key.removeprefix('backbone.'): t
                            for key, t in checkpoint['state_dict'].items()
                            if not key.startswith('head')}, strict=True)
+
+
+def test_settings_are_no_danger(states, run_tool, tmp_path, monkeypatch):
+    """Those of InLine's authors are yacs' nodes, of a package that need not be installed."""
+    module = types.ModuleType('yacs.config')
+    module.CfgNode = type('CfgNode', (dict, ), {'__module__': 'yacs.config'})
+    monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
+    monkeypatch.setitem(sys.modules, 'yacs.config', module)
+    settings = module.CfgNode(MODEL=module.CfgNode(TYPE='inline_pvt'), EPOCHS=300)
+    settings.__dict__['frozen'] = True
+    torch.save(dict(model=states['inline-pvt-t'], config=settings, epoch=299),
+               tmp_path / 'theirs.pth')
+    run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    assert (tmp_path / 'ours.pth').exists()
 
 
 def changed(state: dict, **changes) -> dict:

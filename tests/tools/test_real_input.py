@@ -87,7 +87,7 @@ def ade20k(folder: Path, size: int, steps: int) -> list[str]:
         'train_dataloader.dataset.pipeline.4.prob=0.',
         *(f'train_dataloader.dataset.pipeline.5.{option}' for option in (
             'brightness_delta=0', 'contrast_range=(1.,1.)', 'saturation_range=(1.,1.)',
-            'hue_delta=0')),
+            'hue_delta=1')),
         f'val_dataloader.dataset.pipeline.1.scale=({4 * size},{size})',
         f'test_dataloader.dataset.pipeline.1.scale=({4 * size},{size})',
         'optim_wrapper.optimizer.lr=6e-4', 'optim_wrapper.clip_grad.max_norm=1.',

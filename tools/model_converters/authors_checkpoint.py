@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
@@ -99,9 +100,11 @@ def join_qkv(state: State) -> State:
 
 
 def _load(path: Path, trust_pickle: bool) -> object:
+    # What the authors pickle beside the tensors: their command line, or their settings, which are a
+    # dict of a package that need not be installed.
+    harmless = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
     try:
-        # The authors pickle their command line beside the tensors.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location='cpu', weights_only=not trust_pickle)
     except OSError:
         raise
