@@ -48,7 +48,8 @@ TASKS = {
         lambda: demo_mm_inputs(2, [(3, 64, 96), (3, 64, 80)], num_classes=80)),
     'mmseg': (
         mmseg, 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
-        lambda channels: ['model.pretrained=None', f'model.decode_head.in_channels={channels}',
+        lambda channels: ['model.pretrained=None', 'model.data_preprocessor.size=(64,96)',
+                          f'model.decode_head.in_channels={channels}',
                           f'model.auxiliary_head.in_channels={channels[2]}'],
         lambda: dict(inputs=images(), data_samples=segmented())),
     'mmpretrain': (
