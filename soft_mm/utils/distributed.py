@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,9 +11,8 @@ from torch import distributed
 def process_group(cfg: Config) -> Iterator[None]:
     """Where a runner of ``cfg`` may live: leaves the process group of a distributed run at the end.
 
-    A group that is not left now and then aborts its process at exit. On a machine without GPU,
-    where MMEngine would ask for one, torchrun's processes are also joined here, over gloo, and the
-    model wrapper of ``cfg`` is set.
+    On a machine without GPU, where MMEngine would ask for one, torchrun's processes are also joined
+    here, over gloo, and the model wrapper of ``cfg`` is set.
     """
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         distributed.init_process_group('gloo')
@@ -20,4 +20,7 @@ def process_group(cfg: Config) -> Iterator[None]:
             type='mmengine.MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     yield
     if distributed.is_initialized():
+        # A thread of gloo that still frees a tensor while Python exits aborts the process. Its
+        # threads end with the group, and that with the last model wrapper that knows it.
+        gc.collect()
         distributed.destroy_process_group()

@@ -10,6 +10,8 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(str(path.relative_to(ROOT / 'configs'))
@@ -77,16 +79,19 @@ def test_parameters(name):
 
 
 def test_norms_biases_and_positions_do_not_decay(config):
+    """And everything else does, in the backbone and in the heads."""
     _, cfg = config
     model = build(cfg)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     decays = {id(p): group['weight_decay'] for group in optimizer.param_groups
               for p in group['params']}
-    names = {name: decays[id(p)] for name, p in model.backbone.named_parameters()}
-    assert names['stages.0.blocks.0.attn.proj.weight'] > 0
-    for name, decay in names.items():
-        if any(part in name for part in ('norm', 'pos_embed', 'cls_token', 'position_bias')):
-            assert decay == 0, name
+    norms = {id(p) for module in model.modules()
+             if isinstance(module, (nn.LayerNorm, nn.GroupNorm, _BatchNorm))
+             for p in module.parameters()}
+    for name, p in model.named_parameters():
+        exempt = id(p) in norms or name.endswith('bias') or any(
+            part in name for part in ('pos_embed', 'cls_token', 'position_bias'))
+        assert decays[id(p)] == (0 if exempt else cfg.optim_wrapper.optimizer.weight_decay), name
 
 
 def test_every_config_is_checked():

@@ -1,9 +1,10 @@
 # The authors published no segmentation recipe. This is Swin's (arXiv 2103.14030, §A2.3) in mmseg:
-# 16 images a step, AdamW, 160k iterations.
+# 16 images a step, AdamW, 160k iterations; biases do not decay, as in all our recipes.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
     paramwise_cfg=dict(
         norm_decay_mult=0.,
+        bias_decay_mult=0.,
         custom_keys=dict(
             pos_embed=dict(decay_mult=0.),
             cls_token=dict(decay_mult=0.),

@@ -1,10 +1,9 @@
 # The authors published no detection recipe. This is Swin's (arXiv 2103.14030) in mmdet: 16 images a
-# step, AdamW, 12 epochs.
+# step, AdamW, 12 epochs; biases do not decay, as in all our recipes.
 _base_ = './coco_1x.py'
 
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=0.05),
-    paramwise_cfg=dict(
-        bias_decay_mult=1., custom_keys=dict(relative_position_bias=dict(decay_mult=0.))))
+    paramwise_cfg=dict(custom_keys=dict(relative_position_bias=dict(decay_mult=0.))))
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = 1000

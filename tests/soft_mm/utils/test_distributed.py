@@ -1,0 +1,54 @@
+"""Processes of a distributed run, started by torchrun."""
+
+import subprocess
+import sys
+
+# What tools/train.py does, with the least model; like a runner's, it is part of a cycle.
+SCRIPT = """
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODEL_WRAPPERS
+from torch import distributed, nn
+
+from soft_mm.utils import process_group
+
+
+def threads():
+    names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')]
+    return sum('gloo' in name for name in names)
+
+
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+cfg = Config(dict(launcher='pytorch'))
+with process_group(cfg):
+    wrapper = MODEL_WRAPPERS.build(dict(cfg.model_wrapper_cfg, module=Model()))
+    runner = {'model': wrapper}
+    runner['self'] = runner
+    rank = distributed.get_rank()
+    wrapper(torch.full((1, 2), float(rank))).sum().backward()
+    assert wrapper.module.layer.weight.grad.tolist() == [[0.5, 0.5]]  # of 0 and 1
+    assert threads()
+    del wrapper, runner
+assert not distributed.is_initialized()
+print('threads left:', threads())
+"""
+
+
+def test_nothing_of_the_process_group_is_left(tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         tmp_path / 'script.py'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('threads left: 0') == 2
