@@ -13,7 +13,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model of any task.')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='logs and checkpoints; default work_dirs/CONFIG_NAME')
-    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
+    parser.add_argument('--amp', nargs='?', const='bfloat16', choices=['bfloat16', 'float16'],
+                        help='train in automatic mixed precision; float16 with a scaled loss')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the lr by the images a step over the config's base_batch_size")
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
@@ -25,15 +26,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        cfg.optim_wrapper.update(
+            type='AmpOptimWrapper', dtype=args.amp,
+            loss_scale='dynamic' if args.amp == 'float16' else dict(enabled=False))
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
@@ -41,6 +42,11 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    return cfg
+
+
+def main() -> None:
+    cfg = load_config(parse_args())
     with process_group(cfg):
         Runner.from_cfg(cfg).train()
 

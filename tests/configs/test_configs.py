@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
-from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -96,19 +93,3 @@ def test_norms_biases_and_positions_do_not_decay(config):
 
 def test_every_config_is_checked():
     assert {*PARAMS, *OTHERS} == {name for name in CONFIGS if not name.startswith('demo/')}
-
-
-@pytest.mark.parametrize(('size', 'resized'), [(224, 256), (288, 329), (384, 384), (448, 512)])
-def test_images_of_inline_classifiers(size, resized, tmp_path):
-    """What the pipelines make of a picture of 640×360."""
-    cfg = Config.fromfile(ROOT / f'configs/_base_/datasets/imagenet_inline_{size}px.py')
-    init_default_scope('mmpretrain')
-    image = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
-    assert cv2.imwrite(str(tmp_path / 'image.png'), image)
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        pipeline = Compose([TRANSFORMS.build(step) for step in loader.dataset.pipeline])
-        data = pipeline(dict(img_path=str(tmp_path / 'image.png'), gt_label=3))
-        assert data['inputs'].shape == (3, size, size)
-        assert data['inputs'].dtype == torch.uint8
-    steps = cfg.val_dataloader.dataset.pipeline
-    assert steps[1].scale == resized if size != 384 else steps[1].scale == (384, 384)

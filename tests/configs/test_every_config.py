@@ -1,6 +1,5 @@
 """Every config trains a step on real images, predicts, and reloads what it saved."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,49 +16,22 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(str(path.relative_to(ROOT / 'configs'))
                  for folder in ('imagenet', 'coco', 'ade20k')
                  for path in (ROOT / 'configs' / folder).glob('*.py'))
-LOADERS = ('train', 'val', 'test')
 SMALL = 128  # pixels: the side of dense prediction's images here
 
 
-def images_of_imagenet(cfg: Config, shared, folder: Path) -> list[str]:
-    """The photographs of COCO and ADE20K as the first two classes of ImageNet's folders."""
-    for split in ('train', 'val'):
-        for i, source in enumerate((shared('data') / 'coco/val2017',
-                                    shared('data') / 'ade20k/images/validation')):
-            (folder / split / f'class{i}').mkdir(parents=True)
-            for image in source.glob('*.jpg'):
-                shutil.copy(image, folder / split / f'class{i}')
-    return [f'{loader}_dataloader.dataset.{option}' for loader in LOADERS
-            for option in (f'data_root={folder}', 'metainfo.classes=[class0,class1]')]
-
-
-def images_of_coco(cfg: Config, shared, folder: Path) -> list[str]:
-    source = shared('data') / 'coco'
-    several = 'scales' in cfg.train_dataloader.dataset.pipeline[2]
-    return [
-        *(f'{loader}_dataloader.dataset.data_root={source}/' for loader in LOADERS),
-        'train_dataloader.dataset.ann_file=annotations/instances_val2017.json',
-        'train_dataloader.dataset.data_prefix.img=val2017/',
-        'train_dataloader.dataset.pipeline.2.' + (
-            f'scales=[({SMALL},{SMALL})]' if several else f'scale=({SMALL},{SMALL})'),
-        f'val_dataloader.dataset.pipeline.1.scale=({SMALL},{SMALL})',
-    ]
-
-
-def images_of_ade20k(cfg: Config, shared, folder: Path) -> list[str]:
-    source = shared('data') / 'ade20k'
-    return [
-        *(f'{loader}_dataloader.dataset.data_root={source}' for loader in LOADERS),
-        'train_dataloader.dataset.data_prefix.img_path=images/validation',
-        'train_dataloader.dataset.data_prefix.seg_map_path=annotations/validation',
-        f'model.data_preprocessor.size=({SMALL},{SMALL})',
-        f'train_dataloader.dataset.pipeline.2.scale=({4 * SMALL},{SMALL})',
-        f'train_dataloader.dataset.pipeline.3.crop_size=({SMALL},{SMALL})',
-        f'val_dataloader.dataset.pipeline.1.scale=({4 * SMALL},{SMALL})',
-    ]
-
-
-IMAGES = {'imagenet': images_of_imagenet, 'coco': images_of_coco, 'ade20k': images_of_ade20k}
+def small(cfg: Config) -> list[str]:
+    """Options for small images in dense prediction."""
+    if cfg.default_scope == 'mmdet':
+        several = 'scales' in cfg.train_dataloader.dataset.pipeline[2]
+        return ['train_dataloader.dataset.pipeline.2.' + (
+                    f'scales=[({SMALL},{SMALL})]' if several else f'scale=({SMALL},{SMALL})'),
+                f'val_dataloader.dataset.pipeline.1.scale=({SMALL},{SMALL})']
+    if cfg.default_scope == 'mmseg':
+        return [f'model.data_preprocessor.size=({SMALL},{SMALL})',
+                f'train_dataloader.dataset.pipeline.2.scale=({4 * SMALL},{SMALL})',
+                f'train_dataloader.dataset.pipeline.3.crop_size=({SMALL},{SMALL})',
+                f'val_dataloader.dataset.pipeline.1.scale=({4 * SMALL},{SMALL})']
+    return []
 
 
 def tensors(prediction: BaseDataElement) -> list[Tensor]:
@@ -82,14 +54,9 @@ def build(cfg: Config) -> nn.Module:
 
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=[] if 'tiny' in name else pytest.mark.long) for name in CONFIGS])
-def test_every_config(name, shared, parse_options, tmp_path):
+def test_every_config(name, real_images, parse_options, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / name)
-    cfg.merge_from_dict(parse_options([
-        *IMAGES[name.split('/')[0]](cfg, shared, tmp_path / 'images'),
-        *(f'{loader}_dataloader.{option}' for loader in LOADERS
-          for option in ('num_workers=0', 'persistent_workers=False')),
-        'train_dataloader.batch_size=2', 'val_dataloader.batch_size=1',
-    ]))
+    cfg.merge_from_dict(parse_options([*real_images(cfg), *small(cfg)]))
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = build(cfg).train()

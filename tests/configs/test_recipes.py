@@ -1,5 +1,7 @@
 """The recipes are in effect: learning rates over the epochs, weight decay, clipping, averaging."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,18 @@ import torch
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmpretrain.structures import DataSample
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def train_tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    return importlib.import_module('train')
 
 
 def imagenet(lr, batch, warm_up, last, decay=0.05, clip=None, ema=None, epochs=300, first=None):
@@ -153,3 +163,33 @@ def test_the_average_of_the_weights():
         model.weight += 1
     average.update_parameters(model)
     assert average.module.weight.item() == pytest.approx(before + 4e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(('option', 'dtype', 'scaled'), [
+    (['--amp'], torch.bfloat16, False), (['--amp', 'float16'], torch.float16, True)])
+def test_mixed_precision(train_tool, monkeypatch, option, dtype, scaled):
+    """What train.py's --amp makes of a recipe; MMEngine's wrapper wants a GPU to be there."""
+    config = str(ROOT / 'configs/imagenet/inline-pvt-tiny_8xb128-300e_in1k.py')
+    monkeypatch.setattr(sys, 'argv', ['train.py', config, *option])
+    cfg = train_tool.load_config(train_tool.parse_args())
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    made = []
+    monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler',
+                        lambda enabled=True: made.append(enabled) or torch.amp.GradScaler(
+                            'cpu', enabled=enabled))
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model).train()
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert optimizer.cast_dtype == dtype
+    assert made == [scaled]
+    if dtype != torch.bfloat16:  # the one that MMEngine's autocast has on a CPU
+        return
+    outputs = []
+    model.backbone.stages[1].blocks[0].mlp.fc1.register_forward_hook(
+        lambda module, args, out: outputs.append(out.dtype))
+    data = dict(inputs=torch.randint(0, 256, (2, 3, 64, 64)),
+                data_samples=[DataSample().set_gt_label(i) for i in range(2)])
+    loss = model.train_step(data, optimizer)['loss']
+    assert outputs == [torch.bfloat16]
+    assert loss.isfinite()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())

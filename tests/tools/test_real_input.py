@@ -157,13 +157,12 @@ TASKS = {
                                  (480, 100), (192, 12), BOXES),
     'inline-swin-upernet': Task(ADE20K.format('inline-swin-tiny'), ade20k, 'ade20k',
                                 (320, 250), (96, 24), SEGMENTS),
-    **{f'{name}-classifier': Task(DIGITS, options, 'digits', (64, 10), (32, 1), CLASSES)
-       for name, options in {
-           'inline-deit': digits_by('InLineDeiT', 192, 'cls_token'),
-           'inline-pvt': digits_by('InLinePVT', 512),
-           'inline-swin': digits_by('InLineSwin', 768),
-           'inline-cswin': digits_by('InLineCSwin', 512),
-       }.items()},
+    **{f'{name}-classifier': Task(DIGITS, options, 'digits', (64, epochs), (32, 1), CLASSES)
+       for name, options, epochs in (
+           ('inline-deit', digits_by('InLineDeiT', 192, 'cls_token'), 25),
+           ('inline-pvt', digits_by('InLinePVT', 512), 10),
+           ('inline-swin', digits_by('InLineSwin', 768), 10),
+           ('inline-cswin', digits_by('InLineCSwin', 512), 10))},
 }
 
 
