@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import sys
 import types
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_parity(golden, run_tool, tmp_path, name):
         assert relative_error(values, theirs[f'stage{i}']) < 1e-4
     assert len(tokens) == 4
     assert relative_error(logits, theirs['logits']) < 1e-4
+
+
+@pytest.mark.parametrize('name', [name for name in GOLDEN if 'small' not in name])
+def test_from_checkpoint_to_table(golden, real_images, run_tool, tables, tmp_path, name):
+    """The page's commands, as far as the accuracy beside the paper's, on images of two classes."""
+    _, config, _ = GOLDEN[name]
+    (row, ) = (line for line in (ROOT / 'tools/model_converters/README.md').read_text().splitlines()
+               if f'/{config}.py)' in line)
+    script, theirs, ours = re.search('`python tools/(.*?)`', row)[1].split()
+    (tmp_path / 'checkpoints').mkdir()
+    torch.save({'state_dict': authors_state(golden, name)}, tmp_path / theirs)
+    run_tool(script, tmp_path / theirs, tmp_path / ours)
+    config = f'configs/imagenet/{config}.py'
+    run_tool('test.py', config, tmp_path / ours, '--work-dir', tmp_path / 'work',
+             '--out', tmp_path / 'metrics.json',
+             '--cfg-options', *real_images(Config.fromfile(ROOT / config)))
+    result = json.loads((tmp_path / 'metrics.json').read_text())
+    accuracy = result['metrics']['accuracy/top1']
+    assert 0 <= accuracy <= 100
+    (row, ) = (line for line in tables.conversions({result['config']: result['metrics']}, '')
+               if f'checkpoints/{Path(ours).name}`' in line)
+    assert row.endswith(f'| {accuracy:.1f} |')
 
 
 def test_prefix_averaged_weights_and_other_depths(states, run_tool, tmp_path):

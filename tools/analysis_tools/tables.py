@@ -82,11 +82,30 @@ def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator
         if flops:
             cells += [row.get('flops', '–'), f'{ours["flops"]:.2f}',
                       f'{ours["newton"]:.2f}' if ours['newton'] else '–']
-        measured = results.get(f'configs/{folder}/{row["config"]}.py', {})
         for key in COLUMNS[folder]:
-            _, metric, scale = ACCURACIES[key]
-            value = f'{scale * measured[metric]:.1f}' if metric in measured else '–'
-            cells += [row.get(key, '–'), value]
+            cells += accuracy(folder, row, key, results)
+        yield f'| {" | ".join(map(str, cells))} |'
+
+
+def accuracy(folder: str, row: dict, key: str, results: dict[str, dict]) -> list:
+    """The paper's, and the one that was measured."""
+    measured = results.get(f'configs/{folder}/{row["config"]}.py', {})
+    _, metric, scale = ACCURACIES[key]
+    return [row.get(key, '–'), f'{scale * measured[metric]:.1f}' if metric in measured else '–']
+
+
+def conversions(results: dict[str, dict], links_to: str) -> Iterator[str]:
+    """The same kind of table, of what becomes of each of the authors' checkpoints."""
+    yield '| model | command | config | top-1: paper | ours |'
+    yield '|---' * 5 + '|'
+    for row in papers()['imagenet']:
+        theirs, config = row['checkpoint'], row['config']
+        ours = config.split('_')[0] + ('-384px' if config.endswith('384px') else '')
+        tool = 'inline' if theirs.startswith('InLine') else 'soft'
+        command = (f'python tools/model_converters/{tool}_to_mm.py {theirs}.pth '
+                   f'checkpoints/{ours}.pth')
+        cells = [theirs, f'`{command}`', f'[{config}]({links_to}{config}.py)',
+                 *accuracy('imagenet', row, 'top1', results)]
         yield f'| {" | ".join(map(str, cells))} |'
 
 
@@ -109,11 +128,14 @@ def differences() -> Iterator[str]:
 
 def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
     """Each page that holds tables and each metafile, with what it should say."""
-    for path in (ROOT / 'README.md', *(ROOT / f'configs/{folder}/README.md' for folder in FOLDERS)):
-        links_to = 'configs/{}/' if path.parent == ROOT else ''
+    for path, links_to in {
+            ROOT / 'README.md': 'configs/{}/',
+            ROOT / 'tools/model_converters/README.md': '../../configs/imagenet/',
+            **{ROOT / f'configs/{folder}/README.md': '' for folder in FOLDERS}}.items():
 
         def renew(match: re.Match, links_to: str = links_to) -> str:
-            lines = table(match[2], results, links_to.format(match[2]))
+            lines = (conversions(results, links_to) if match[2] == 'conversions' else
+                     table(match[2], results, links_to.format(match[2])))
             return '\n'.join([match[1], '', *lines, '', match[3]])
 
         yield path, re.sub(r'(<!-- table: (\w+) -->).*?(<!-- end of table -->)', renew,

@@ -1,6 +1,7 @@
 """What all backbones share: their stages, arguments and outputs, and what they freeze."""
 
 from collections.abc import Sequence
+from inspect import Parameter, signature
 
 import torch
 from mmengine.model import BaseModule
@@ -103,7 +104,8 @@ class Backbone(BaseModule):
         out_channels (list[int]): channels of each returned map or vector.
 
     Raises:
-        ValueError: for an argument that is not one of the above, with what is allowed.
+        TypeError: for an argument that the backbone does not have, with those that it has.
+        ValueError: for a value that is not one of the above, with what is allowed.
     """
 
     arch_zoo: dict[str, dict]
@@ -120,7 +122,11 @@ class Backbone(BaseModule):
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
-                 init_cfg: dict | None = None) -> None:
+                 init_cfg: dict | None = None,
+                 **unknown) -> None:
+        if unknown:
+            raise TypeError(f'{type(self).__name__} has no argument {", ".join(unknown)}; '
+                            f'it has {", ".join(self._arguments())}')
         super().__init__(init_cfg)
         self.arch = self._parse_arch(arch, depths)
         self.img_size = to_2tuple(img_size)
@@ -198,9 +204,16 @@ class Backbone(BaseModule):
         return self.arch['channels']
 
     @classmethod
+    def _arguments(cls) -> list[str]:
+        """Names of all arguments, the backbone's own first."""
+        own, shared = (list(signature(c.__init__).parameters.values()) for c in (cls, Backbone))
+        return list(dict.fromkeys(parameter.name for parameter in own[1:] + shared[1:]
+                                  if parameter.kind is not Parameter.VAR_KEYWORD))
+
+    @classmethod
     def _parse_arch(cls, arch: str | dict, depths: Sequence[int] | None) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_zoo:
+        if not isinstance(arch, dict):
+            if arch not in list(cls.arch_zoo):
                 raise ValueError(f'arch must be one of {list(cls.arch_zoo)} or a dict, '
                                  f'got {arch!r}')
             arch = cls.arch_zoo[arch]

@@ -1,6 +1,7 @@
 """What all backbones share, on a small one of each family."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -221,6 +222,18 @@ def test_autocast(family, dtype):
 def test_bad_arguments(family, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(family, **kwargs)
+
+
+def test_the_archs_and_arguments_there_are(family):
+    cls = getattr(soft_mm, family)
+    for arch in 'giant', 3, None, ['tiny']:
+        with pytest.raises(ValueError, match=re.escape(f'arch must be one of {[*cls.arch_zoo]}')):
+            cls(arch)
+    with pytest.raises(TypeError, match=f'{family} has no argument drop_path, window; it has '
+                       'arch, .*, drop_path_rate, .*init_cfg') as raised:
+        cls(drop_path=0.1, window=7)
+    for name in raised.value.args[0].split('it has ')[1].split(', '):
+        assert f'{name} (' in f'{cls.__doc__} {Backbone.__doc__}', name
 
 
 @pytest.mark.parametrize(('family', 'kwargs', 'message'), [
