@@ -10,13 +10,28 @@ from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from ..ops.newton_solve.rational import DEGREE
+
 
 def _gaussian_kernel(q: list[int], k: list[int]) -> int:
     return prod(q) * k[-2]
 
 
+def _gaussian_product(q: list[int], k: list[int], v: list[int]) -> Counter[str]:
+    # Two products, with K1 and its transpose, make anew what the papers compute once.
+    return Counter(gaussian_kernel=_gaussian_kernel(q, k) // 2, matmul=prod(q[:-1]) * prod(v[-2:]))
+
+
 def _newton_inverse(p: list[int], alpha: list[int], iterations: int) -> int:
     return 2 * iterations * prod(p) * p[-1]
+
+
+def _newton_solve(p: list[int], v: list[int], alpha: list[int], iterations: int) -> Counter[str]:
+    return Counter(newton_inverse=_newton_inverse(p, alpha, iterations), matmul=prod(p) * v[-1])
+
+
+def _ridge_solve(p: list[int], v: list[int], ridge: float) -> int:
+    return prod(p) * p[-1] // 6 + prod(p) * v[-1]
 
 
 def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
@@ -26,28 +41,49 @@ def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
 def _of_jit_values(count: Callable) -> Callable:
     """As MMEngine's counter calls it: with the inputs and outputs of a node of a traced graph."""
 
-    def handle(inputs, outputs) -> int:
+    def handle(inputs, outputs) -> int | Counter[str]:
         return count(*(value.type().sizes() if value.type().kind() == 'TensorType' else
                        value.toIValue() for value in inputs))
 
     return handle
 
 
+# What the papers' arithmetic takes, whichever way it is computed.
 _DEFAULT_SUPPORTED_FLOP_OPS.update({
     'soft_mm::gaussian_kernel': _of_jit_values(_gaussian_kernel),
+    'soft_mm::gaussian_product': _of_jit_values(_gaussian_product),
     'soft_mm::newton_inverse': _of_jit_values(_newton_inverse),
+    'soft_mm::newton_solve': _of_jit_values(_newton_solve),
+    'soft_mm::ridge_solve': _of_jit_values(_ridge_solve),
     'aten::scaled_dot_product_attention': _of_jit_values(_attention),
 })
 
 
+# What is executed; a multiply-add counts as two here.
 @register_flop_formula(torch.ops.soft_mm.gaussian_kernel)
 def _(q, k, **_) -> int:
     return 2 * _gaussian_kernel(q, k)
 
 
+@register_flop_formula(torch.ops.soft_mm.gaussian_product)
+def _(q, k, v, **_) -> int:
+    return 2 * prod(q[:-1]) * k[-2] * (q[-1] + 2 + v[-1])
+
+
 @register_flop_formula(torch.ops.soft_mm.newton_inverse)
 def _(p, alpha, iterations, **_) -> int:
     return 2 * _newton_inverse(p, alpha, iterations)
+
+
+@register_flop_formula(torch.ops.soft_mm.newton_solve)
+def _(p, v, alpha, iterations, **_) -> int:
+    """A square, a Cholesky factor, its inverse, and that times values."""
+    return 2 * prod(p) * p[-1] * 3 // 2 + 2 * prod(p) * v[-1] * (DEGREE + 2)
+
+
+@register_flop_formula(torch.ops.soft_mm.ridge_solve)
+def _(p, v, ridge, **_) -> int:
+    return 2 * _ridge_solve(p, v, ridge)
 
 
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)

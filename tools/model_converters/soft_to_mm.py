@@ -12,8 +12,8 @@ from soft_mm import SOFT
 # Names inside a block, the authors' and ours; the last stage's blocks have ours already.
 BLOCK = {
     'att.mha.W_': 'attn.',
-    'att.mha.attn.Qlandmark_op': 'attn.landmark_conv',
-    'att.mha.attn.Qnorm_act.0': 'attn.landmark_norm',
+    'att.mha.attn.Qlandmark_op': 'attn.landmarks.conv',
+    'att.mha.attn.Qnorm_act.0': 'attn.landmarks.norm',
     'att.mha.attn.conv': 'attn.dwconv',
     'att.mha.ff': 'attn.proj',
     'att.norm': 'norm',

@@ -22,16 +22,15 @@ class SOFTBlock(nn.Module):
     """Post-norm block with softmax-free attention (stages 1-3).
 
     Args:
+        attn (SOFTAttention): the attention.
         dims (int): channels of the tokens.
-        num_heads, ratio, kernel_size, sym_norm, alpha_scope: see :class:`SOFTAttention`.
         drop (float): probability of the element-wise dropout that the authors' code has in the
             place of stochastic depth.
     """
 
-    def __init__(self, dims: int, num_heads: int, ratio: int, kernel_size: int, sym_norm: bool,
-                 alpha_scope: str, drop: float) -> None:
+    def __init__(self, attn: SOFTAttention, dims: int, drop: float) -> None:
         super().__init__()
-        self.attn = SOFTAttention(dims, num_heads, ratio, kernel_size, sym_norm, alpha_scope)
+        self.attn = attn
         self.norm1 = nn.LayerNorm(dims)
         self.mlp = MLP(dims, 4 * dims, approximate='tanh')
         self.norm2 = nn.LayerNorm(dims)
@@ -55,6 +54,14 @@ class SOFT(Backbone):
             'channels', 'num_heads' and 'depths' (of the four stages) and 'kernel_sizes' (of the
             values' depth-wise convolution in stages 1-3).
         sym_norm (bool): symmetric normalisation, which makes it SOFT-Norm.
+        landmarks (str): 'conv' makes the landmarks by the papers' convolution, 'avg_pool' by
+            averages, 'random' takes random tokens (the papers' ablation).
+        num_landmarks (int, optional): at most so many a head, at any image size, which makes the
+            attention linear in the number of pixels: 49 leaves 224×224 as it is. By default they
+            grow with the image, as in the released code.
+        solver (str): 'newton' computes what 20 of Newton's iterations give, as the papers do, by
+            the fastest way; 'iteration' iterates; 'ridge' solves with K2 + 0.01·I exactly, for
+            models that are trained so.
         alpha_scope (str): scale of the start of Newton's iteration, one a 'matrix', so that an
             image's output does not depend on its batch; or one a 'batch', as the released
             SOFT-Norm. They agree where the iteration has converged (at 224×224, not at 512×512).
@@ -75,7 +82,8 @@ class SOFT(Backbone):
                      kernel_sizes=(9, 5, 3)),
     }
 
-    def __init__(self, arch: str | dict = 'tiny', sym_norm: bool = False,
+    def __init__(self, arch: str | dict = 'tiny', sym_norm: bool = False, landmarks: str = 'conv',
+                 num_landmarks: int | None = None, solver: str = 'newton',
                  alpha_scope: str = 'matrix', **kwargs) -> None:
         super().__init__(arch, **kwargs)
         channels, num_heads, kernel_sizes = (
@@ -86,8 +94,10 @@ class SOFT(Backbone):
             pos_embed = PositionEmbed(dims, self._map_size(STRIDES[i]))
             if i < 3:
                 blocks = [
-                    SOFTBlock(dims, num_heads[i], RATIOS[i], kernel_sizes[i], sym_norm,
-                              alpha_scope, drop) for drop in drops
+                    SOFTBlock(
+                        SOFTAttention(dims, num_heads[i], RATIOS[i], kernel_sizes[i], landmarks,
+                                      num_landmarks, sym_norm, solver, alpha_scope), dims, drop)
+                    for drop in drops
                 ]
                 stage = Stage(patch_embed, blocks, pos_embed, with_cp=self.with_cp)
             else:

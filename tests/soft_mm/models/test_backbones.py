@@ -238,7 +238,7 @@ def test_the_archs_and_arguments_there_are(family):
 
 @pytest.mark.parametrize(('family', 'kwargs', 'message'), [
     ('SOFT', dict(out_type='cls_token', out_indices=(2, )), r'out_indices=\(3,\)'),
-    ('SOFT', dict(alpha_scope='all'), "'matrix' or 'batch'"),
+    ('SOFT', dict(alpha_scope='all'), "\\['matrix', 'batch'\\]"),
     ('InLinePVT', dict(out_type='cls_token'), r"\['featmap', 'avg_featmap'\], got 'cls_token'"),
     ('InLineDeiT', dict(pyramid=True, out_type='cls_token'), "needs out_type 'featmap'"),
     ('InLineSwin', dict(inline_window_size=0), 'window_size must be None or at least 1, got 0'),

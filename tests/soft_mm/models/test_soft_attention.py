@@ -1,72 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from soft_mm.models.layers import SOFTAttention
-from soft_mm.models.layers.soft_attention import nystrom_attention
-from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel
-from soft_mm.ops.newton_inverse.reference import newton_inverse
-
-
-def formula(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool, alpha_scope: str) -> Tensor:
-    """The papers' attention, one matrix at a time."""
-    k1, k2 = gaussian_kernel(q, landmarks), gaussian_kernel(landmarks, landmarks)
-    whole = k2.sum(-1).max()
-    out = torch.empty_like(v)
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            matrix = k2[b, h]
-            eye = torch.eye(len(matrix), dtype=matrix.dtype)
-            norm = matrix.sum(-1).max() if alpha_scope == 'matrix' else whole
-            if sym_norm:
-                alpha = 2 / norm**2
-                for _ in range(10):
-                    every = [matrix] if alpha_scope == 'matrix' else k2.flatten(0, 1)
-                    sums = [(torch.eye(len(p), dtype=p.dtype) - alpha * p @ p).abs().sum(0).max()
-                            for p in every]
-                    if max(sums) <= 1.01:
-                        break
-                    alpha = alpha / 2
-                scale = torch.diag(matrix.sum(-1)**-0.5)
-                inverse = scale @ newton_inverse(matrix, alpha) @ scale
-            else:
-                inverse = newton_inverse(matrix + 0.01 * eye, 0.9 * 2 / norm**2)
-            out[b, h] = k1[b, h] @ inverse @ k1[b, h].mT @ v[b, h]
-    return out
-
-
-@pytest.fixture
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = (2, 3, 35, 8), (2, 3, 35, 8), (2, 3, 9, 8)
-    q, v, landmarks = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-    # Matrices of different scales, so that one alpha for all differs from one for each.
-    return q * 0.6, v, landmarks * torch.tensor([0.2, 0.6, 1.]).double().view(1, 3, 1, 1)
-
-
-@pytest.mark.parametrize('alpha_scope', ['matrix', 'batch'])
-@pytest.mark.parametrize('sym_norm', [False, True])
-def test_equals_the_formula(inputs, sym_norm, alpha_scope):
-    torch.testing.assert_close(nystrom_attention(*inputs, sym_norm, alpha_scope),
-                               formula(*inputs, sym_norm, alpha_scope), rtol=1e-6, atol=1e-6)
-
-
-def test_far_apart_landmarks_have_the_identity_for_their_inverse():
-    landmarks = 100 * torch.eye(8)[None, None, :3]
-    out = nystrom_attention(landmarks, torch.ones(1, 1, 3, 8), landmarks, True, 'matrix')
-    torch.testing.assert_close(out, torch.ones(1, 1, 3, 8))
-
-
-@pytest.mark.parametrize('sym_norm', [False, True])
-def test_identical_landmarks_stay_finite(inputs, sym_norm):
-    q, v, landmarks = (t.float() for t in inputs)
-    leaves = [q.requires_grad_(), v.requires_grad_(),
-              torch.zeros_like(landmarks).requires_grad_()]
-    out = nystrom_attention(*leaves, sym_norm, 'matrix')
-    out.square().sum().backward()
-    assert out.isfinite().all()
-    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+from soft_mm.models.layers.landmarks import Landmarks
+from soft_mm.ops import nystrom_attention
 
 
 def test_layer_follows_its_description():
@@ -79,11 +17,11 @@ def test_layer_follows_its_description():
     for head in range(3):
         part = slice(4 * head, 4 * head + 4)
         image = q[..., part].mT.reshape(2, 4, h, w)
-        tokens = layer.landmark_conv(image).flatten(2).mT
+        tokens = layer.landmarks.conv(image).flatten(2).mT
         landmarks = F.gelu(F.layer_norm(tokens, (4, )))
         assert landmarks.shape == (2, 4, 4)
-        attended = formula(q[:, None, :, part], v[:, None, :, part], landmarks[:, None], False,
-                           'matrix')[:, 0]
+        attended = nystrom_attention(q[:, None, :, part], v[:, None, :, part],
+                                     landmarks[:, None])[:, 0]
         for channel in range(4):
             values = v[..., part][..., channel].reshape(2, 1, h, w)
             local = F.conv2d(values, layer.dwconv.weight[head:head + 1], padding=1)
@@ -104,7 +42,45 @@ def test_sums_over_many_tokens_do_not_overflow_half_precision():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match='num_heads must divide the 10 channels, got 3'):
         SOFTAttention(10, 3, 2, 3)
-    with pytest.raises(ValueError, match="'matrix' or 'batch', got 'image'"):
+    with pytest.raises(ValueError, match="matrix', 'batch'.*'image'"):
         SOFTAttention(8, 2, 2, 3, alpha_scope='image')
     with pytest.raises(ValueError, match='3×9 map has no landmark.*at least 4×4'):
         SOFTAttention(8, 2, 4, 3)(torch.zeros(1, 27, 8), (3, 9))
+
+
+def test_averaged_and_random_landmarks():
+    q, hw = torch.randn(2, 3, 30, 4), (5, 6)
+    averaged = Landmarks(4, 2, 'avg_pool')(q, hw)
+    assert averaged.shape == (2, 3, 6, 4)
+    corner = q.unflatten(2, hw)[:, :, :2, :2].mean((2, 3))
+    torch.testing.assert_close(averaged[:, :, 0], corner)
+    random = Landmarks(4, 2, 'random')
+    assert not list(random.parameters())
+    chosen = random(q, hw)
+    assert chosen.shape == (2, 3, 6, 4)
+    places = [(q[0, 0] == token).all(-1).nonzero().item() for token in chosen[0, 0]]
+    assert len(set(places)) == 6
+    torch.testing.assert_close(chosen, q[:, :, places])
+
+
+@pytest.mark.parametrize('mode', ['conv', 'avg_pool', 'random'])
+def test_a_cap_on_the_landmarks(mode):
+    """At most so many at any size, the same ones where there are not more."""
+    torch.manual_seed(0)
+    free, capped = Landmarks(4, 2, mode), Landmarks(4, 2, mode, num_landmarks=10)
+    capped.load_state_dict(free.state_dict(), strict=True)
+    for hw, m in (((6, 6), 9), ((7, 6), 9), ((4, 40), 6), ((60, 50), 9)):
+        q = torch.randn(1, 2, hw[0] * hw[1], 4)
+        assert capped(q, hw).shape == (1, 2, m, 4)
+        if hw == (6, 6) and mode != 'random':
+            torch.testing.assert_close(capped(q, hw), free(q, hw), rtol=0, atol=0)
+    if mode == 'avg_pool':  # the average of all tokens is that of the landmarks' averages
+        torch.testing.assert_close(capped(q, hw).mean(2)[..., 0], q.mean(2)[..., 0], atol=2e-2,
+                                   rtol=0)
+
+
+def test_landmark_arguments_are_checked():
+    with pytest.raises(ValueError, match=r"landmarks must be one of \['conv', .*'pool'"):
+        SOFTAttention(8, 2, 4, 3, landmarks='pool')
+    with pytest.raises(ValueError, match='num_landmarks must be None or at least 1, got 0'):
+        SOFTAttention(8, 2, 4, 3, num_landmarks=0)

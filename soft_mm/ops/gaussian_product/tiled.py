@@ -1,0 +1,115 @@
+"""The product tile by tile, forward and backward: each tile of the kernel matrix is made anew."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Elements of a tile: one that stays in a CPU core's cache, and one that fills a GPU.
+TILE = {'cpu': 2**19, 'cuda': 2**26}
+
+
+class _Kernel:
+    """Tiles of ``exp(-½‖a_i − b_j‖²)``, whole in b and cut along a.
+
+    a ``(L, M, d)``, b ``(L, N, d)``. The exponent is one matrix product of widened tokens,
+    ``(a, -½‖a‖², 1) · (b, 1, -½‖b‖²)``.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        ones = [x.new_ones(*x.shape[:-1], 1) for x in (a, b)]
+        norms = [x.square().sum(-1, keepdim=True).mul_(-0.5) for x in (a, b)]
+        self.a = torch.cat((a, norms[0], ones[0]), -1)
+        self.b = torch.cat((b, ones[1], norms[1]), -1).mT
+        rows = TILE.get(a.device.type, TILE['cuda']) // max(1, a.shape[0] * b.shape[1])
+        self.rows = max(16, rows)
+
+    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows, and the tile of these rows ``(L, rows, N)``, which the next one overwrites."""
+        count = self.a.shape[1]
+        buffer = self.a.new_empty(self.a.shape[0], min(self.rows, count), self.b.shape[2])
+        for start in range(0, count, self.rows):
+            rows = slice(start, min(start + self.rows, count))
+            tile = buffer[:, :rows.stop - start]
+            torch.bmm(self.a[:, rows], self.b, out=tile)
+            yield rows, tile.clamp_(max=0).exp_()
+
+
+def _stack(*tensors: Tensor) -> list[Tensor]:
+    """Leading dimensions as one."""
+    return [x.reshape(-1, *x.shape[-2:]) for x in tensors]
+
+
+def _centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    # Moving both sets by one point changes no distance and keeps the terms of the exponent as small
+    # as the distances that matter, so that their difference keeps its digits.
+    centre = (q if q.shape[-2] < k.shape[-2] else k).mean(-2, keepdim=True)
+    return q - centre, k - centre
+
+
+@torch.library.custom_op('soft_mm::gaussian_product', mutates_args=())
+def tiled_gaussian_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
+    out = v.new_zeros(*q.shape[:-1], v.shape[-1])
+    (flat, values), (q, k) = _stack(out, v), _stack(*_centred(q, k))
+    if q.shape[1] >= k.shape[1]:
+        for rows, tile in _Kernel(q, k).tiles():
+            flat[:, rows] = tile @ values
+    else:
+        for rows, tile in _Kernel(k, q).tiles():
+            flat.baddbmm_(tile.mT, values[:, rows])
+    return out
+
+
+@torch.library.custom_op('soft_mm::gaussian_product_backward', mutates_args=())
+def _tiled_backward(grad: Tensor, q: Tensor, k: Tensor,
+                    v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = q.shape, k.shape, v.shape
+    (grad, v), (q, k) = _stack(grad, v), _stack(*_centred(q, k))
+    if q.shape[1] >= k.shape[1]:
+        grad_q, grad_k, grad_v = _gradients(q, k, grad, v, cut_v=False)
+    else:
+        grad_k, grad_q, grad_v = _gradients(k, q, v, grad, cut_v=True)
+    return tuple(x.view(shape) for x, shape in zip((grad_q, grad_k, grad_v), shapes))
+
+
+def _gradients(a: Tensor, b: Tensor, x: Tensor, y: Tensor,
+               cut_v: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a, of b and of v, which is cut with a or whole with b, as README.md has them.
+
+    One of x and y, which go with a and b, is v, the other the gradient of the product.
+    """
+    grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
+    grad_v = torch.empty_like(x) if cut_v else torch.zeros_like(y)
+    sums = b.new_zeros(*b.shape[:-1], 1)
+    for rows, tile in _Kernel(a, b).tiles():
+        if cut_v:
+            grad_v[:, rows] = tile @ y
+        else:
+            grad_v.baddbmm_(tile.mT, x[:, rows])
+        p = (x[:, rows] @ y.mT).mul_(tile)
+        grad_a[:, rows] = (p @ b).sub_(p.sum(-1, keepdim=True) * a[:, rows])
+        grad_b.baddbmm_(p.mT, a[:, rows])
+        sums += p.sum(-2).unsqueeze(-1)
+    return grad_a, grad_b.sub_(sums * b), grad_v
+
+
+@tiled_gaussian_product.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return v.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+@_tiled_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad: Tensor):
+    return _tiled_backward(grad, *ctx.saved_tensors)
+
+
+tiled_gaussian_product.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,60 @@
+"""Ways to apply the inverse of K2, with the papers' normalisation and scales."""
+
+import torch
+from torch import Tensor
+
+from ..newton_inverse import newton_inverse
+from ..newton_solve import newton_solve
+from ..ridge_solve import ridge_solve
+
+RIDGE = 0.01
+SOLVERS = ('newton', 'iteration', 'ridge')
+ALPHA_SCOPES = ('matrix', 'batch')
+
+
+def check_solver(solver: str, alpha_scope: str) -> None:
+    """Raise ValueError where there is none of this name."""
+    for name, value, allowed in (('solver', solver, SOLVERS),
+                                 ('alpha_scope', alpha_scope, ALPHA_SCOPES)):
+        if value not in allowed:
+            raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
+
+
+def solve(k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str) -> Tensor:
+    """k2 ``(B, h, m, m)``, v ``(B, h, m, e)`` -> ``inverse(K2) v``, ``(B, h, m, e)``.
+
+    With ``sym_norm``, ``D^(-½) inverse(K2) D^(-½) v``, D the diagonal of K2's row sums.
+    """
+    row_sums = k2.sum(-1, keepdim=True)
+    if sym_norm:
+        v = v * row_sums.rsqrt()
+    if solver == 'ridge':
+        v = ridge_solve(k2, v, RIDGE)
+    else:
+        norm = row_sums.detach().amax(-2, keepdim=True)  # ‖K2‖₁: K2 is symmetric and positive
+        if alpha_scope == 'batch':
+            norm = norm.amax()
+        if sym_norm:
+            p, alpha = k2, _halved(2 / norm.square(), k2.detach(), alpha_scope)
+        else:
+            eye = torch.eye(k2.shape[-1], dtype=k2.dtype, device=k2.device)
+            p, alpha = k2 + RIDGE * eye, 0.9 * 2 / norm.square()
+        v = newton_solve(p, v, alpha) if solver == 'newton' else newton_inverse(p, alpha) @ v
+    return v * row_sums.rsqrt() if sym_norm else v
+
+
+def _halved(alpha: Tensor, p: Tensor, alpha_scope: str) -> Tensor:
+    """Halve ``alpha``, at most ten times, while a column of ``|I − αP²|`` sums to over 1.01.
+
+    P ``(..., m, m)`` is symmetric and its entries are not negative, so the sums need P² only on
+    its diagonal and times a vector of ones: O(m²).
+    """
+    columns = p @ p.sum(-1, keepdim=True)
+    diagonal = p.square().sum(-1, keepdim=True)
+    dims = (-2, -1) if alpha_scope == 'matrix' else tuple(range(p.ndim))
+    for _ in range(10):
+        sums = (1 - alpha * diagonal).abs() + alpha * (columns - diagonal)
+        # At αλ² = 2, which K2 = I reaches, the sums pass but the iteration would never converge.
+        too_large = (sums > 1.01) | (alpha * diagonal > 1.9)
+        alpha = torch.where(too_large.amax(dims, keepdim=True), alpha / 2, alpha)
+    return alpha

@@ -1,0 +1,15 @@
+"""The attention without a matrix of N rows."""
+
+from torch import Tensor
+
+from ..gaussian_kernel import gaussian_kernel
+from ..gaussian_product import gaussian_product
+from .solvers import solve
+
+
+def tiled_nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool, solver: str,
+                            alpha_scope: str) -> Tensor:
+    """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
+    values = gaussian_product(landmarks, q, v)
+    k2 = gaussian_kernel(landmarks, landmarks)
+    return gaussian_product(q, landmarks, solve(k2, values, sym_norm, solver, alpha_scope))

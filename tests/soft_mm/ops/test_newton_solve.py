@@ -1,0 +1,134 @@
+import pytest
+import torch
+from torch import Tensor
+
+from soft_mm.ops import gaussian_kernel, newton_inverse, newton_solve
+from soft_mm.ops.newton_solve import rational
+from soft_mm.ops.newton_solve.reference import newton_solve as reference
+
+
+def system(*shape: int, spread: float, dtype=torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """K2 of landmarks that are the closer the smaller the spread, values, and SOFT's alpha."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    points = spread * torch.randn(*shape, 6, dtype=torch.float64, generator=generator)
+    v = torch.randn(*shape, 5, dtype=torch.float64, generator=generator)
+    p = gaussian_kernel(points, points)
+    alpha = 1.8 / p.sum(-1).amax(-1)[..., None, None].square()
+    return tuple(t.to(dtype) for t in (p, v, alpha))
+
+
+def assert_equal(ours: Tensor, exact: Tensor) -> None:
+    """To the digits of fp32."""
+    assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+@pytest.fixture(params=[1e9, 0], ids=['iterated', 'rational'])
+def way(request, monkeypatch):
+    monkeypatch.setattr(rational, 'SMALL', request.param)
+
+
+# From far apart, K2 = I nearly, to nearly the same, where 20 iterations do not converge.
+@pytest.mark.parametrize('spread', [3., 0.6, 0.1, 0.])
+@pytest.mark.parametrize('shape', [(2, 3, 7), (1, 1), (1, 2, 101)])
+def test_equals_the_iteration(way, shape, spread):
+    inputs = system(*shape, spread=spread)
+    assert_equal(newton_solve(*inputs), reference(*inputs))
+
+
+@pytest.mark.parametrize('spread', [3., 0.6, 0.1])
+def test_computes_what_twenty_iterations_do(way, spread):
+    """In fp32 at most twice as far from it as the iteration is itself."""
+    exact = reference(*system(2, 101, spread=spread))
+    inputs = system(2, 101, spread=spread, dtype=torch.float32)
+    plain = (reference(*inputs) - exact).abs().max()
+    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (newton_solve(*inputs) - exact).abs().max() <= 2 * plain + floor
+
+
+def test_damping_is_what_is_compared():
+    """The system above with a spread of 0.1 is far from solved after 20 iterations."""
+    p, v, alpha = system(2, 101, spread=0.1)
+    assert (p @ newton_solve(p, v, alpha) - v).abs().max() > 0.1
+
+
+@pytest.mark.parametrize('iterations', [0, 1, 5, 19, 20, 22])
+def test_other_numbers_of_iterations(iterations):
+    inputs = system(2, 101, spread=0.6)
+    assert_equal(newton_solve(*inputs, iterations), reference(*inputs, iterations))
+
+
+def test_implicit_gradients(way):
+    p, v, alpha = system(2, 3, 17, spread=0.6)
+    leaves = p.requires_grad_(), v.requires_grad_()
+    grad = torch.randn(v.shape, dtype=v.dtype, generator=torch.Generator().manual_seed(0))
+    ours = torch.autograd.grad(newton_solve(*leaves, alpha), leaves, grad)
+    inverse = newton_inverse(*leaves[:1], alpha)
+    theirs = torch.autograd.grad(inverse @ v, leaves, grad)
+    for got, expected in zip(ours, theirs):
+        assert_equal(got, expected)
+
+
+def test_gradcheck(way):
+    p, v, alpha = system(2, 5, spread=3.)
+    symmetric = p.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda p, v: newton_solve((p + p.mT) / 2, v, alpha), (symmetric, v.requires_grad_()),
+        eps=1e-4, atol=1e-4)
+
+
+def test_opcheck():
+    p, v, alpha = system(2, 5, spread=3., dtype=torch.float32)
+    torch.library.opcheck(torch.ops.soft_mm.newton_solve,
+                          (p.requires_grad_(), v.requires_grad_(), alpha, 20))
+
+
+def test_batches_and_strides(way):
+    p, v, alpha = system(3, 17, spread=0.6)
+    strided = torch.full((3, 17, 34), torch.nan, dtype=p.dtype)[..., ::2].copy_(p)
+    out = newton_solve(strided, v.mT.contiguous().mT, alpha)
+    for i in range(3):
+        torch.testing.assert_close(out[i], newton_solve(p[i], v[i], alpha[i]))
+    together = alpha.amax().reshape(1, 1, 1)
+    assert_equal(newton_solve(p, v, together), reference(p, v, together))
+
+
+@pytest.mark.parametrize('m', [2, 49, 256])
+def test_singular_stays_finite(m):
+    """Identical landmarks: K2 is all ones, of rank one; its pseudo-inverse is K2 / m²."""
+    p, v = torch.ones(2, m, m).requires_grad_(), torch.ones(2, m, 3).requires_grad_()
+    out = newton_solve(p, v, torch.tensor(1.8 / m**2))
+    grads = torch.autograd.grad(out.sum(), (p, v))
+    assert all(grad.isfinite().all() for grad in grads)
+    torch.testing.assert_close(out, torch.full_like(out, 1 / m))
+
+
+def test_what_is_not_finite_stays_in_its_matrix():
+    p, v, alpha = system(2, 101, spread=0.6, dtype=torch.float32)
+    p[0, 3, 4] = torch.nan
+    out = newton_solve(p, v, alpha)
+    assert out[0].isnan().any()
+    assert out[1].isfinite().all()
+
+
+def test_half_precision():
+    p, v, alpha = system(2, 101, spread=0.6, dtype=torch.bfloat16)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = newton_solve(p, v, alpha)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, newton_solve(p.float(), v.float(), alpha.float()))
+
+
+def test_the_rational_function_is_as_close_as_it_says():
+    z = torch.cat((torch.zeros(1), torch.logspace(-6, 8, 2000))).double()
+    r = rational.POLE / (rational.POLE + z)
+    g = sum(c * torch.special.chebyshev_polynomial_t(2 * r - 1, n)
+            for n, c in enumerate(rational.coefficients()))
+    phi = torch.where(z == 0, 1, -torch.expm1(-z) / z)
+    assert (g * r / phi - 1).abs().max() < 1e-7
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match=r'\(3, 3\) and \(4, 1\)'):
+        newton_solve(torch.eye(3), torch.zeros(4, 1), torch.tensor(1.))
+    with pytest.raises(ValueError, match='at least 0, got -1'):
+        newton_solve(torch.eye(3), torch.zeros(3, 1), torch.tensor(1.), iterations=-1)
