@@ -77,8 +77,8 @@ def _(p, alpha, iterations, **_) -> int:
 
 @register_flop_formula(torch.ops.soft_mm.newton_solve)
 def _(p, v, alpha, iterations, **_) -> int:
-    """A square, a Cholesky factor, its inverse, and that times values."""
-    return 2 * prod(p) * p[-1] * 3 // 2 + 2 * prod(p) * v[-1] * (DEGREE + 2)
+    """Most of a square, a Cholesky factor, and solutions with it."""
+    return 2 * (prod(p) * p[-1] * 19 // 24 + prod(p) * v[-1] * (DEGREE + 2))
 
 
 @register_flop_formula(torch.ops.soft_mm.ridge_solve)

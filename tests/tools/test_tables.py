@@ -57,8 +57,8 @@ def test_what_is_executed(layer):
 
 @pytest.mark.parametrize('solver', ['newton', 'ridge'])
 def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
-    """With 144 landmarks, enough for the rational function; what is executed differs."""
-    hw, x = (24, 24), torch.randn(1, 576, C)
+    """With 169 landmarks, enough for the rational function; what is executed differs."""
+    hw, x = (26, 26), torch.randn(1, 676, C)
     layer = SOFTAttention(C, H, 2, 3, solver=solver)
     layer.forward = functools.partial(layer.forward, hw=hw)
     counted, executed = [], []
@@ -69,9 +69,9 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
     assert counted[0] == counted[1]
     counted[1].pop('layer_norm')
     assert executed[1] == sum(counted[1].values())
-    m = 144
-    k1 = H * 576 * m * (D + 4)  # made once more, of tokens that are two wider
-    fast = H * (m**3 * 3 // 2 + 18 * m * m * D - 20 * 2 * m**3 - m * m * D)
+    m = 169
+    k1 = H * 676 * m * (D + 4)  # made once more, of tokens that are two wider
+    fast = H * m**3 * 19 // 24 + H * m * m * (18 - 1) * D - 20 * 2 * H * m**3
     assert executed[0] - executed[1] == k1 + (fast if solver == 'newton' else 0)
 
 

@@ -1,0 +1,308 @@
+"""Speed and memory of backbones, ours and the toolboxes', side by side in one run.
+
+    backbones.py                        all cases on this machine, as a table
+    backbones.py --out folder/name      also in folder/name.md, name.json and, as a plot, name.png
+    backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
+
+Every case runs in a process of its own. A way of ours whose maps differ from those of the reference
+way is not timed but named, and the run fails.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import log
+from pathlib import Path
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+import soft_mm  # noqa: F401
+from soft_mm.ops import kernel
+
+STAGES = dict(out_indices=(0, 1, 2, 3))
+NEWTON = dict(type='soft_mm.SOFT', arch='tiny', sym_norm=True)
+PVT_TINY = 'PVT-Tiny'
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backbone, and how it computes.
+
+    Attributes:
+        config: of its registry.
+        package: that registers it.
+        kernel: of our ops.
+        baseline: the case that its time and memory are compared with, besides PVT-Tiny.
+        up_to: the largest image, in pixels, that it is run on.
+    """
+
+    config: dict
+    package: str = 'soft_mm'
+    kernel: str = 'torch'
+    baseline: str | None = None
+    up_to: int = 1344 * 1344
+
+
+SOFT_REFERENCE, INLINE_REFERENCE = 'SOFT-Norm-Tiny, reference', 'InLine-PVT-Tiny, reference'
+CASES = {
+    SOFT_REFERENCE: Case(NEWTON, kernel='reference', up_to=800 * 1344),
+    'SOFT-Norm-Tiny': Case(NEWTON, baseline=SOFT_REFERENCE),
+    'SOFT-Norm-Tiny, exact solve': Case(dict(NEWTON, solver='ridge'), baseline=SOFT_REFERENCE),
+    'SOFT-Norm-Tiny, 49 landmarks': Case(dict(NEWTON, num_landmarks=49), baseline=SOFT_REFERENCE),
+    INLINE_REFERENCE: Case(dict(type='soft_mm.InLinePVT', arch='tiny'), kernel='reference'),
+    'InLine-PVT-Tiny': Case(dict(type='soft_mm.InLinePVT', arch='tiny'),
+                            baseline=INLINE_REFERENCE),
+    'InLine-Swin-T': Case(dict(type='soft_mm.InLineSwin', arch='tiny')),
+    PVT_TINY: Case(dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2]), 'mmdet'),
+    'PVTv2-B1': Case(dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64,
+                          num_layers=[2, 2, 2, 2]), 'mmdet'),
+    'Swin-T': Case(dict(type='mmdet.SwinTransformer'), 'mmdet'),
+    'ResNet-50': Case(dict(type='mmdet.ResNet', depth=50), 'mmdet'),
+    'ConvNeXt-T': Case(dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), 'mmpretrain'),
+}
+MODES = ('forward', 'training step')
+AGREE = 1e-2  # of the largest value of a map, to the reference way
+
+
+@dataclass
+class Measured:
+    """Of one case at one size: milliseconds of each run, and mebibytes above the idle process."""
+
+    case: str
+    size: tuple[int, int]
+    mode: str
+    times: list[float] = field(default_factory=list)
+    memory: float = 0.
+    difference: float | None = None
+
+    @property
+    def time(self) -> float:
+        return statistics.median(self.times)
+
+    @property
+    def tokens(self) -> float:
+        """Of the first stage's map."""
+        return self.size[0] * self.size[1] / 16
+
+
+def build(case: Case) -> nn.Module:
+    if case.package != 'soft_mm':
+        __import__(f'{case.package}.models')
+    torch.manual_seed(0)
+    model = MODELS.build(case.config)
+    model.init_weights()
+    return model
+
+
+def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: int) -> dict:
+    """Run one case in this process."""
+    case = CASES[name]
+    model = build(case).to(device).train(mode != 'forward')
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def step() -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(mode != 'forward'):
+            maps = model(image)
+        if mode != 'forward':
+            model.zero_grad()
+            sum(m.square().mean() for m in maps).backward()
+        return maps
+
+    memory = peak_memory(step, device)
+    times, started = [], time.perf_counter()
+    while len(times) < repeats and (len(times) < 3 or time.perf_counter() - started < 60):
+        times.append(_timed(step, device))
+    result = Measured(name, size, mode, times, memory)
+    if case.baseline and mode == 'forward' and size[0] * size[1] <= CASES[case.baseline].up_to:
+        result.difference = difference(model, image, step())
+    return vars(result)
+
+
+def peak_memory(step: Callable, device: str) -> float:
+    """Of the first step, in MiB above what the process held before it."""
+    if device == 'cuda':
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = _status('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak is counted from here
+    step()
+    return _status('VmHWM') - before
+
+
+def _status(name: str) -> float:
+    text = Path('/proc/self/status').read_text()
+    return int(re.search(rf'{name}:\s+(\d+) kB', text)[1]) / 2**10
+
+
+def _timed(step: Callable, device: str) -> float:
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> float:
+    """The largest, of all maps, to the reference way with the same options, relative."""
+    kernel._from_environment = lambda: 'reference'
+    with torch.no_grad():
+        return max(((m - r).abs().max() / r.abs().max()).item()
+                   for m, r in zip(maps, model(image), strict=True))
+
+
+def run_all(args: argparse.Namespace) -> list[Measured]:
+    """Each case, size and mode in a process of its own."""
+    names = [name for name in CASES
+             if not args.only or any(part in name for part in args.only)]
+    results = []
+    for size in args.sizes:
+        for mode in args.modes:
+            for name in names:
+                if size[0] * size[1] > CASES[name].up_to:
+                    continue
+                done = subprocess.run(
+                    [sys.executable, __file__, '--case', name, '--sizes', f'{size[0]}x{size[1]}',
+                     '--modes', mode, '--device', args.device, '--repeats', str(args.repeats)],
+                    env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel},
+                    capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
+                result = Measured(**json.loads(done.stdout.splitlines()[-1]))
+                if result.difference is not None and not result.difference <= AGREE:
+                    raise SystemExit(
+                        f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
+                        'of the reference way; its speed means nothing')
+                print(f'{name}, {size[0]}×{size[1]}, {mode}: {result.time:.0f} ms', file=sys.stderr)
+                results.append(result)
+    return results
+
+
+def tables(results: list[Measured]) -> str:
+    """Markdown, a table for each mode and size."""
+    found = {(r.case, tuple(r.size), r.mode): r for r in results}
+    lines = []
+    for size, mode in dict.fromkeys((tuple(r.size), r.mode) for r in results):
+        lines += [f'\n**{size[0]}×{size[1]}, {mode}**\n',
+                  '| backbone | time (ms) | fastest–slowest | memory (MiB) | time: PVT-Tiny = 1 | '
+                  'memory: PVT-Tiny = 1 | time: reference = 1 | difference to reference |',
+                  '|---' * 8 + '|']
+        for r in results:
+            if (tuple(r.size), r.mode) != (size, mode):
+                continue
+            pvt = found.get((PVT_TINY, size, mode))
+            reference = found.get((CASES[r.case].baseline, size, mode))
+            cells = [r.case, f'{r.time:.0f}', f'{min(r.times):.0f}–{max(r.times):.0f}',
+                     f'{r.memory:.0f}',
+                     f'{r.time / pvt.time:.2f}' if pvt else '–',
+                     f'{r.memory / pvt.memory:.2f}' if pvt else '–',
+                     f'{r.time / reference.time:.3f}' if reference else '–',
+                     '–' if r.difference is None else f'{r.difference:.0e}']
+            lines.append(f'| {" | ".join(cells)} |')
+    lines += ['\n**Exponents against the number of tokens**, from 512×512\n',
+              '| backbone | mode | time | memory |', '|---' * 4 + '|']
+    for case, mode in dict.fromkeys((r.case, r.mode) for r in results):
+        points = series(results, case, mode)
+        if len(points) > 1:
+            slopes = (exponent(points, value) for value in ('time', 'memory'))
+            lines.append(f'| {case} | {mode} | {" | ".join(f"{slope:.2f}" for slope in slopes)} |')
+    return '\n'.join(lines)
+
+
+def series(results: list[Measured], case: str, mode: str) -> list[Measured]:
+    """Of one case, from 512×512 on."""
+    return [r for r in results
+            if (r.case, r.mode) == (case, mode) and r.tokens >= 512 * 512 / 16]
+
+
+def exponent(points: list[Measured], value: str) -> float:
+    """Slope of the line through the points in logarithms, by least squares."""
+    x, y = ([log(getattr(point, name)) for point in points] for name in ('tokens', value))
+    return statistics.linear_regression(x, y).slope
+
+
+def plot(results: list[Measured], path: Path) -> None:
+    """Time and memory against tokens, with the exponents."""
+    from matplotlib import pyplot as plt
+
+    modes = list(dict.fromkeys(r.mode for r in results))
+    _, axes = plt.subplots(2, len(modes), figsize=(7 * len(modes), 10), squeeze=False)
+    for column, mode in zip(axes.T, modes):
+        for axis, value, label in zip(column, ('time', 'memory'), ('time (ms)', 'memory (MiB)')):
+            for case in dict.fromkeys(r.case for r in results):
+                points = [r for r in results if (r.case, r.mode) == (case, mode)]
+                fitted = series(results, case, mode)
+                slope = f' ({exponent(fitted, value):.2f})' if len(fitted) > 1 else ''
+                axis.plot([r.tokens for r in points], [getattr(r, value) for r in points],
+                          marker='o', label=case + slope)
+            axis.set(xscale='log', yscale='log', title=mode, xlabel='tokens of the first stage',
+                     ylabel=label)
+            axis.legend(fontsize=7)
+    plt.tight_layout()
+    plt.savefig(path, dpi=100)
+
+
+def machine(device: str) -> str:
+    """What it ran on."""
+    if device == 'cuda':
+        name = torch.cuda.get_device_name()
+    else:
+        text = Path('/proc/cpuinfo').read_text()
+        model = re.search(r'model name\s*:\s*(.*)', text)
+        name = f'{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads'
+    return f'{name}; PyTorch {torch.__version__}, fp32, batch 1'
+
+
+def size_of(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match or not all(map(int, match.groups())):
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form 800x1344')
+    return int(match[1]), int(match[2])
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--device', choices=['cpu', 'cuda'],
+                        default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--sizes', type=size_of, nargs='+', metavar='HxW', default=[
+        (224, 224), (512, 512), (800, 1344), (1344, 1344)])
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
+    parser.add_argument('--only', nargs='+', metavar='PART', help='cases with this in their name')
+    parser.add_argument('--repeats', type=int, default=5, help='at most; 3 of those over 20 s')
+    parser.add_argument('--out', type=Path, help='write FILE.md, FILE.json and FILE.png',
+                        metavar='FILE')
+    parser.add_argument('--case', choices=list(CASES), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.case:
+        print(json.dumps(measure(args.case, args.sizes[0], args.modes[0], args.device,
+                                 args.repeats)))
+        return
+    results = run_all(args)
+    text = f'{machine(args.device)}\n{tables(results)}\n'
+    print(text)
+    if args.out:
+        args.out.with_suffix('.md').write_text(text)
+        args.out.with_suffix('.json').write_text(json.dumps(
+            dict(machine=machine(args.device), results=[vars(r) for r in results]), indent=1))
+        plot(results, args.out.with_suffix('.png'))
+
+
+if __name__ == '__main__':
+    main()
