@@ -34,6 +34,11 @@ def _ridge_solve(p: list[int], v: list[int], ridge: float) -> int:
     return prod(p) * p[-1] // 6 + prod(p) * v[-1]
 
 
+def _mlp(x: list[int], weight1: list[int], bias1: list[int], weight2: list[int],
+         *_) -> Counter[str]:
+    return Counter(linear=prod(x[:-1]) * (prod(weight1) + prod(weight2)))
+
+
 def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
@@ -54,6 +59,7 @@ _DEFAULT_SUPPORTED_FLOP_OPS.update({
     'soft_mm::gaussian_product': _of_jit_values(_gaussian_product),
     'soft_mm::newton_inverse': _of_jit_values(_newton_inverse),
     'soft_mm::newton_solve': _of_jit_values(_newton_solve),
+    'soft_mm::mlp': _of_jit_values(_mlp),
     'soft_mm::ridge_solve': _of_jit_values(_ridge_solve),
     'aten::scaled_dot_product_attention': _of_jit_values(_attention),
 })
@@ -84,6 +90,11 @@ def _(p, v, alpha, iterations, **_) -> int:
 @register_flop_formula(torch.ops.soft_mm.ridge_solve)
 def _(p, v, ridge, **_) -> int:
     return 2 * _ridge_solve(p, v, ridge)
+
+
+@register_flop_formula(torch.ops.soft_mm.mlp)
+def _(x, weight1, bias1, weight2, *_, **__) -> int:
+    return 2 * _mlp(x, weight1, bias1, weight2).total()
 
 
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)

@@ -185,7 +185,7 @@ def test_mixed_precision(train_tool, monkeypatch, option, dtype, scaled):
     if dtype != torch.bfloat16:  # the one that MMEngine's autocast has on a CPU
         return
     outputs = []
-    model.backbone.stages[1].blocks[0].mlp.fc1.register_forward_hook(
+    model.backbone.stages[1].blocks[0].mlp.register_forward_hook(
         lambda module, args, out: outputs.append(out.dtype))
     data = dict(inputs=torch.randint(0, 256, (2, 3, 64, 64)),
                 data_samples=[DataSample().set_gt_label(i) for i in range(2)])

@@ -1,7 +1,7 @@
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from ...ops import inline_attention
+from ...ops import dynamic_conv, inline_attention
 from .heads import check_heads
 from .windows import Windows
 
@@ -69,18 +69,20 @@ class InLineAttention(nn.Module):
         Where tokens are padding, their q, k and v are zero and num_tokens ``(B, 1, 1, 1)`` says how
         many are not.
         """
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = inline_attention(q, k, v, num_tokens).to(v.dtype).transpose(1, 2).flatten(2)
-        num_others = qkv.shape[1] - hw[0] * hw[1]
-        maps = qkv[:, num_others:, 2 * mean.shape[1]:].mT.unflatten(-1, hw)
-        local = self._convolve(maps, mean).flatten(2).mT
-        return out + F.pad(local, (0, 0, num_others, 0))
+        q, k, v = qkv.chunk(3, -1)
+        out = inline_attention(*(self._split_heads(t) for t in (q, k, v)), num_tokens)
+        out = out.to(v.dtype).transpose(1, 2).flatten(2)
+        others, tokens = out.split((out.shape[1] - hw[0] * hw[1], hw[0] * hw[1]), 1)
+        tokens = tokens + self._convolve(v[:, others.shape[1]:], mean, hw)
+        return torch.cat((others, tokens), 1) if others.shape[1] else tokens
 
-    def _convolve(self, v: Tensor, mean: Tensor) -> Tensor:
-        """Every map ``(B, C, H, W)`` by its own filters, which its mean token ``(B, C)`` makes."""
-        filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 1, 3, 3), None
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """``(B, N, C)`` -> ``(B, h, N, d)``."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _convolve(self, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Every map ``(B, H·W, C)`` by its own filters, which its mean token ``(B, C)`` makes."""
+        filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 3, 3), None
         if self.lepe is not None:  # two convolutions of the same map are one
-            filters, bias = filters + self.lepe.weight, self.lepe.bias.repeat(len(v))
-        out = F.conv2d(v.flatten(0, 1)[None], filters.flatten(0, 1), bias, padding=1,
-                       groups=v.shape[0] * v.shape[1])
-        return out.view_as(v)
+            filters, bias = filters + self.lepe.weight[:, 0], self.lepe.bias
+        return dynamic_conv(v, filters, hw, bias)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..precision import at_least_fp32
+
 
 def _centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     # Moving both sets by the mean of k changes no distance and keeps the terms of the expansion as
@@ -30,6 +32,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs, output)
 
 
+@at_least_fp32
 def _backward(ctx, grad: Tensor):
     q, k, kernel = ctx.saved_tensors
     q, k = _centred(q, k)

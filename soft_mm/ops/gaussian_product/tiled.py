@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..precision import at_least_fp32
+
 # Elements of a tile: one that stays in a CPU core's cache, and one that fills a GPU.
 TILE = {'cpu': 2**19, 'cuda': 2**26}
 
@@ -108,6 +110,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
+@at_least_fp32
 def _backward(ctx, grad: Tensor):
     return _tiled_backward(grad, *ctx.saved_tensors)
 

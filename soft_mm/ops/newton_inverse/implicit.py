@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..precision import at_least_fp32
 from .reference import newton_inverse
 
 
@@ -21,6 +22,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(output)
 
 
+@at_least_fp32
 def _backward(ctx, grad: Tensor):
     (v,) = ctx.saved_tensors
     return -v.mT @ grad @ v.mT, None, None

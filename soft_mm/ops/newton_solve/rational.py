@@ -7,6 +7,8 @@ import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
+from ..precision import at_least_fp32
+
 DEGREE = 16
 POLE = 13.5
 # Smaller matrices are iterated as fast.
@@ -83,6 +85,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(p, alpha, output)
 
 
+@at_least_fp32
 def _backward(ctx, grad: Tensor):
     p, alpha, out = ctx.saved_tensors
     grad_v = rational_newton_solve(p, grad, alpha, ctx.iterations)

@@ -27,4 +27,4 @@ def ridge_solve(p: Tensor, v: Tensor, ridge: float = 0.01) -> Tensor:
                          f'and m, got {tuple(p.shape)} and {tuple(v.shape)}')
     if not ridge > 0:
         raise ValueError(f'ridge must be over 0, got {ridge}')
-    return cholesky_ridge_solve(p, v, ridge)[0]
+    return cholesky_ridge_solve(p, v, ridge)

@@ -1,35 +1,35 @@
-"""A Cholesky factor, which the gradient solves with again."""
+"""The system by its Cholesky factor, in the gradient again."""
 
 import torch
 from torch import Tensor
 
+from ..precision import at_least_fp32
+
 
 @torch.library.custom_op('soft_mm::ridge_solve', mutates_args=())
-def cholesky_ridge_solve(p: Tensor, v: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """p ``(..., m, m)``, v ``(..., m, e)`` -> the solution ``(..., m, e)`` and the factor."""
+def cholesky_ridge_solve(p: Tensor, v: Tensor, ridge: float) -> Tensor:
+    """p ``(..., m, m)``, v ``(..., m, e)`` -> ``(..., m, e)``."""
     p = p.clone(memory_format=torch.contiguous_format)
     p.diagonal(dim1=-2, dim2=-1).add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(p)
     solution = torch.cholesky_solve(v, factor)
-    solution.masked_fill_((failed != 0)[..., None, None], torch.nan)
-    return solution.contiguous(), factor
+    return solution.masked_fill_((failed != 0)[..., None, None], torch.nan).contiguous()
 
 
 @cholesky_ridge_solve.register_fake
-def _(p: Tensor, v: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), p.new_empty(p.shape)
+def _(p: Tensor, v: Tensor, ridge: float) -> Tensor:
+    return v.new_empty(v.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*output)
-    ctx.set_materialize_grads(False)
+    p, _, ctx.ridge = inputs
+    ctx.save_for_backward(p, output)
 
 
-def _backward(ctx, grad: Tensor | None, _):
-    if grad is None:
-        return None, None, None
-    solution, factor = ctx.saved_tensors
-    grad_v = torch.cholesky_solve(grad, factor)
+@at_least_fp32
+def _backward(ctx, grad: Tensor):
+    p, solution = ctx.saved_tensors
+    grad_v = cholesky_ridge_solve(p, grad, ctx.ridge)
     return -grad_v @ solution.mT, grad_v, None
 
 

@@ -95,6 +95,19 @@ def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, kernel, monke
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
+@pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
+def test_autocast_changes_nothing(inputs, solver, kernel, monkeypatch):
+    monkeypatch.setattr(rational, 'SMALL', 5)
+    leaves = [t.float().requires_grad_() for t in inputs]
+    outs = []
+    for enabled in True, False:
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            outs.append(nystrom_attention(*leaves, True, solver, kernel=kernel))
+    torch.testing.assert_close(*outs)
+    for got, expected in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in outs)):
+        torch.testing.assert_close(got, expected)
+
+
 def test_the_environment_chooses(inputs, monkeypatch):
     q, v, landmarks = inputs
     monkeypatch.setattr('soft_mm.ops.kernel._from_environment', lambda: 'triangle')
