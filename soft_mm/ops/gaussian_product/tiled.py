@@ -7,8 +7,13 @@ from torch import Tensor
 
 from ..precision import at_least_fp32
 
-# Elements of a tile: one that stays in a CPU core's cache, and one that fills a GPU.
-TILE = {'cpu': 2**19, 'cuda': 2**26}
+# Elements of a tile: one that stays in a CPU's cache, and one that fills a GPU.
+TILE = {'cpu': 2**21, 'cuda': 2**26}
+
+
+def tile_size(device: torch.device) -> int:
+    """Elements of a tile on this device."""
+    return TILE.get(device.type, TILE['cuda'])
 
 
 class _Kernel:
@@ -23,8 +28,7 @@ class _Kernel:
         norms = [x.square().sum(-1, keepdim=True).mul_(-0.5) for x in (a, b)]
         self.a = torch.cat((a, norms[0], ones[0]), -1)
         self.b = torch.cat((b, ones[1], norms[1]), -1).mT
-        rows = TILE.get(a.device.type, TILE['cuda']) // max(1, a.shape[0] * b.shape[1])
-        self.rows = max(16, rows)
+        self.rows = max(16, tile_size(a.device) // max(1, a.shape[0] * b.shape[1]))
 
     def tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows, and the tile of these rows ``(L, rows, N)``, which the next one overwrites."""

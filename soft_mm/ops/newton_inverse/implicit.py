@@ -4,13 +4,17 @@ import torch
 from torch import Tensor
 
 from ..precision import at_least_fp32
-from .reference import newton_inverse
 
 
 @torch.library.custom_op('soft_mm::newton_inverse', mutates_args=())
 def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
-    return newton_inverse(p, alpha, iterations)
+    matrices = p.reshape(-1, *p.shape[-2:])
+    v, product = (alpha * p).reshape(matrices.shape), torch.empty_like(matrices)
+    for _ in range(iterations):
+        torch.bmm(v, matrices, out=product)
+        v = torch.baddbmm(v, product, v, beta=2, alpha=-1)
+    return v.view(p.shape)
 
 
 @implicit_newton_inverse.register_fake

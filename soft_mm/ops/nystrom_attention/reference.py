@@ -1,4 +1,4 @@
-"""The attention with whole matrices, in O(N·m) memory, and Newton's iteration itself."""
+"""The attention with whole matrices, in O(N·m) memory."""
 
 from torch import Tensor
 
@@ -10,5 +10,4 @@ def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool, s
                       alpha_scope: str) -> Tensor:
     """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
     k1, k2 = gaussian_kernel(q, landmarks), gaussian_kernel(landmarks, landmarks)
-    solver = 'iteration' if solver == 'newton' else solver
     return k1 @ solve(k2, k1.mT @ v, sym_norm, solver, alpha_scope)

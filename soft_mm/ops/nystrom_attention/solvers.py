@@ -9,6 +9,7 @@ from ..ridge_solve import ridge_solve
 
 RIDGE = 0.01
 SOLVERS = ('newton', 'iteration', 'ridge')
+REFERENCE_SOLVERS = {'newton': 'iteration', 'iteration': 'iteration', 'ridge': 'ridge'}
 ALPHA_SCOPES = ('matrix', 'batch')
 
 
