@@ -4,8 +4,10 @@
     backbones.py --out folder/name      also in folder/name.md, name.json and, as a plot, name.png
     backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
 
-Every case runs in a process of its own. A way of ours whose maps differ from those of the reference
-way is not timed but named, and the run fails.
+Every case runs in a process of its own: a forward pass, or a training step (forward and backward),
+of one random image. Memory is the first step's peak, over what the process held before. Where the
+maps of a way of ours differ from those of the reference way with the same options, the run fails and
+names it.
 """
 
 import argparse
@@ -42,8 +44,8 @@ class Case:
         config: of its registry.
         package: that registers it.
         kernel: of our ops.
-        baseline: the case that its time and memory are compared with, besides PVT-Tiny.
-        up_to: the largest image, in pixels, that it is run on.
+        baseline: the case that its time is compared with, besides PVT-Tiny.
+        up_to: pixels of the largest image that it is run on.
     """
 
     config: dict
@@ -107,7 +109,8 @@ def build(case: Case) -> nn.Module:
 def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: int) -> dict:
     """Run one case in this process."""
     case = CASES[name]
-    model = build(case).to(device).train(mode != 'forward')
+    model = build(case).to(device)
+    model.train(mode != 'forward')
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def step() -> tuple[Tensor, ...]:
@@ -123,7 +126,7 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
     while len(times) < repeats and (len(times) < 3 or time.perf_counter() - started < 60):
         times.append(_timed(step, device))
     result = Measured(name, size, mode, times, memory)
-    if case.baseline and mode == 'forward' and size[0] * size[1] <= CASES[case.baseline].up_to:
+    if case.baseline and mode == 'forward':
         result.difference = difference(model, image, step())
     return vars(result)
 

@@ -1,3 +1,4 @@
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +26,10 @@ class ConvPatchEmbed(nn.Sequential):
             ]
             in_channels = out_channels
         super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels last from the image on, as tokens are: no map is copied on its way to them.
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
 
 
 class PatchEmbed(nn.Module):

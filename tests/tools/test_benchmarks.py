@@ -1,0 +1,58 @@
+"""The benchmark of backbones, on images that are too small to tell anything."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/benchmarks'))
+    return importlib.import_module('backbones')
+
+
+def test_table_json_and_plot(run_tool, tmp_path):
+    done = run_tool('benchmarks/backbones.py', '--device', 'cpu', '--sizes', '64x96',
+                    '--only', 'exact solve', 'PVT-Tiny, reference', 'Swin-T', '--repeats', 3,
+                    '--out', tmp_path / 'cpu')
+    assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
+    results = json.loads((tmp_path / 'cpu.json').read_text())['results']
+    assert [(r['case'], r['mode']) for r in results] == [
+        (case, mode) for mode in ('forward', 'training step') for case in (
+            'SOFT-Norm-Tiny, exact solve', 'InLine-PVT-Tiny, reference', 'InLine-Swin-T',
+            'Swin-T')]
+    assert all(len(r['times']) == 3 and min(r['times']) > 0 < r['memory'] for r in results)
+    assert 0 <= results[0]['difference'] < 1e-2
+    assert '**64×96, training step**' in done.stdout
+    assert (tmp_path / 'cpu.png').stat().st_size > 10000
+
+
+def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, 'AGREE', -1.)
+    args = argparse.Namespace(only=['exact solve'], sizes=[(64, 96)], modes=['forward'],
+                              device='cpu', repeats=1)
+    with pytest.raises(SystemExit, match='exact solve at .64, 96.: its maps differ by'):
+        benchmark.run_all(args)
+
+
+def test_exponent_and_ratios(benchmark):
+    results = [
+        benchmark.Measured(case, (side, side), 'forward', [t * (side / 512) ** power], side**2)
+        for case, t, power in (('PVT-Tiny', 100., 4), ('SOFT-Norm-Tiny', 50., 2))
+        for side in (512, 1024)]
+    text = benchmark.tables(results)
+    assert '| SOFT-Norm-Tiny | 50 | 50–50 | 262144 | 0.50 | 1.00 | – | – |' in text
+    assert '| PVT-Tiny | forward | 2.00 | 1.00 |' in text
+    assert '| SOFT-Norm-Tiny | forward | 1.00 | 1.00 |' in text
+
+
+@pytest.mark.parametrize('size', ['224', '0x5', 'axb'])
+def test_bad_sizes(run_tool, size):
+    done = run_tool('benchmarks/backbones.py', '--sizes', size, check=False)
+    assert done.returncode == 2
+    assert f'{size!r} is not of the form 800x1344' in done.stderr
