@@ -6,8 +6,8 @@
 
 Every case runs in a process of its own: a forward pass, or a training step (forward and backward),
 of one random image. Memory is the first step's peak, over what the process held before. Where the
-maps of a way of ours differ from those of the reference way with the same options, the run fails and
-names it.
+maps of a way of ours differ from those of the reference way with the same options, the run fails
+and names it.
 """
 
 import argparse
