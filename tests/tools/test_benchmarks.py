@@ -26,7 +26,7 @@ def test_table_json_and_plot(run_tool, tmp_path):
         (case, mode) for mode in ('forward', 'training step') for case in (
             'SOFT-Norm-Tiny, exact solve', 'InLine-PVT-Tiny, reference', 'InLine-Swin-T',
             'Swin-T')]
-    assert all(len(r['times']) == 3 and min(r['times']) > 0 < r['memory'] for r in results)
+    assert all(len(r['times']) >= 3 and min(r['times']) > 0 < r['memory'] for r in results)
     assert 0 <= results[0]['difference'] < 1e-2
     assert '**64×96, training step**' in done.stdout
     assert (tmp_path / 'cpu.png').stat().st_size > 10000

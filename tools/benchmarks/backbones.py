@@ -73,6 +73,7 @@ CASES = {
     'ConvNeXt-T': Case(dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), 'mmpretrain'),
 }
 MODES = ('forward', 'training step')
+MORE_UNTIL = 3000.  # milliseconds that the runs of a case take at least
 AGREE = 1e-2  # of the largest value of a map, to the reference way
 
 
@@ -122,8 +123,8 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
         return maps
 
     memory = peak_memory(step, device)
-    times, started = [], time.perf_counter()
-    while len(times) < repeats and (len(times) < 3 or time.perf_counter() - started < 60):
+    times = []
+    while len(times) < repeats or sum(times) < MORE_UNTIL:
         times.append(_timed(step, device))
     result = Measured(name, size, mode, times, memory)
     if case.baseline and mode == 'forward':
@@ -284,7 +285,8 @@ def parse_args() -> argparse.Namespace:
         (224, 224), (512, 512), (800, 1344), (1344, 1344)])
     parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
     parser.add_argument('--only', nargs='+', metavar='PART', help='cases with this in their name')
-    parser.add_argument('--repeats', type=int, default=5, help='at most; 3 of those over 20 s')
+    parser.add_argument('--repeats', type=int, default=3,
+                        help='runs of each case, and more until they take 3 seconds')
     parser.add_argument('--out', type=Path, help='write FILE.md, FILE.json and FILE.png',
                         metavar='FILE')
     parser.add_argument('--case', choices=list(CASES), help=argparse.SUPPRESS)
