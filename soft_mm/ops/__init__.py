@@ -1,4 +1,3 @@
-from .dynamic_conv import dynamic_conv
 from .gaussian_kernel import gaussian_kernel
 from .gaussian_product import gaussian_product
 from .inline_attention import inline_attention
@@ -9,6 +8,6 @@ from .nystrom_attention import nystrom_attention
 from .ridge_solve import ridge_solve
 
 __all__ = [
-    'dynamic_conv', 'gaussian_kernel', 'gaussian_product', 'inline_attention', 'mlp',
-    'newton_inverse', 'newton_solve', 'nystrom_attention', 'ridge_solve'
+    'gaussian_kernel', 'gaussian_product', 'inline_attention', 'mlp', 'newton_inverse',
+    'newton_solve', 'nystrom_attention', 'ridge_solve'
 ]

@@ -75,3 +75,32 @@ def test_padding_does_not_break_it():
     maps = build()(x)
     sum(m.square().mean() for m in maps).backward()
     assert all(m.isfinite().all() for m in maps)
+
+
+def test_a_cap_leaves_224_as_it_is():
+    """And its weights are those of a model without."""
+    free, capped = build(img_size=224).eval(), build(img_size=224, num_landmarks=49).eval()
+    capped.load_state_dict(free.state_dict(), strict=True)
+    with torch.no_grad():
+        for size, same in ((224, True), (288, False)):
+            x = image(1, 3, size, size)
+            maps, others = free(x), capped(x)
+            assert all(torch.equal(m, o) for m, o in zip(maps, others)) == same
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(landmarks='avg_pool'), dict(landmarks='random'), dict(num_landmarks=4),
+    dict(solver='iteration'), dict(solver='ridge'), dict(solver='ridge', sym_norm=False)])
+def test_options_train_on_any_size(kwargs):
+    model = build(**kwargs)
+    sum(m.square().mean() for m in model(image(2, 3, 97, 131))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_solvers_are_ways_to_one_function():
+    """'iteration' and 'newton' agree where matrices are large enough to go another way."""
+    x = image(1, 3, 448, 448)
+    with torch.no_grad():
+        ours, theirs = (build(solver=solver).eval()(x) for solver in ('newton', 'iteration'))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
