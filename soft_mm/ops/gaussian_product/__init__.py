@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..precision import at_least_fp32
+from ..shapes import check_shapes
 from .tiled import tiled_gaussian_product
 
 
@@ -21,9 +22,5 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         ValueError: if the leading dimensions, the head widths ``d`` or the token counts differ.
     """
-    if (q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]
-            or k.shape[:-1] != v.shape[:-1]):
-        raise ValueError(
-            'q must be (..., M, d), k (..., N, d) and v (..., N, e) with equal leading dimensions, '
-            f'd and N, got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}')
+    check_shapes(q, k, v)
     return tiled_gaussian_product(q, k, v)

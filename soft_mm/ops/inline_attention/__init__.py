@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..precision import at_least_fp32
+from ..shapes import check_shapes
 from .covariance import covariance_inline_attention
 
 
@@ -25,9 +26,5 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
     Raises:
         ValueError: if the leading dimensions, the head widths ``d`` or the token counts differ.
     """
-    if (q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]
-            or k.shape[:-1] != v.shape[:-1]):
-        raise ValueError(
-            'q must be (..., M, d), k (..., N, d) and v (..., N, e) with equal leading dimensions, '
-            f'd and N, got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}')
+    check_shapes(q, k, v)
     return covariance_inline_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
