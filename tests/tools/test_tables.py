@@ -10,6 +10,7 @@ from mmengine.fileio import load
 from torch import nn
 
 from soft_mm.models.layers import InLineAttention, SelfAttention, SOFTAttention
+from soft_mm.ops.gaussian_product import tiled
 from soft_mm.utils.flops import count_executed, count_multiply_adds
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,8 @@ def test_what_is_executed(layer):
 
 @pytest.mark.parametrize('solver', ['newton', 'ridge'])
 def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
-    """With 169 landmarks, enough for the rational function; what is executed differs."""
+    """With 169 landmarks, enough for the rational function, and tiles; what is executed differs."""
+    monkeypatch.setitem(tiled.TILE, 'cpu', 1)
     hw, x = (26, 26), torch.randn(1, 676, C)
     layer = SOFTAttention(C, H, 2, 3, solver=solver)
     layer.forward = functools.partial(layer.forward, hw=hw)
