@@ -1,3 +1,6 @@
+from torch import Tensor
+
+
 def check_heads(dims: int, num_heads: int) -> None:
     """That heads share the channels evenly.
 
@@ -6,3 +9,8 @@ def check_heads(dims: int, num_heads: int) -> None:
     """
     if num_heads < 1 or dims % num_heads:
         raise ValueError(f'num_heads must divide the {dims} channels, got {num_heads}')
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """``(B, N, C)`` -> ``(B, num_heads, N, C / num_heads)``."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)

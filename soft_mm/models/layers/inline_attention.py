@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import inline_attention
-from .heads import check_heads
+from .heads import check_heads, split_heads
 from .windows import Windows
 
 
@@ -71,15 +71,11 @@ class InLineAttention(nn.Module):
         many are not.
         """
         q, k, v = qkv.chunk(3, -1)
-        out = inline_attention(*(self._split_heads(t) for t in (q, k, v)), num_tokens)
+        out = inline_attention(*(split_heads(t, self.num_heads) for t in (q, k, v)), num_tokens)
         out = out.to(v.dtype).transpose(1, 2).flatten(2)
         others, tokens = out.split((out.shape[1] - hw[0] * hw[1], hw[0] * hw[1]), 1)
         tokens = tokens + self._convolve(v[:, others.shape[1]:], mean, hw)
         return torch.cat((others, tokens), 1) if others.shape[1] else tokens
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` -> ``(B, h, N, d)``."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _convolve(self, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
         """Every map ``(B, H·W, C)`` by its own filters, which its mean token ``(B, C)`` makes."""

@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 from ...ops import nystrom_attention
 from ...ops.nystrom_attention.solvers import check_solver
-from .heads import check_heads
+from .heads import check_heads, split_heads
 from .landmarks import Landmarks
 
 
@@ -44,7 +44,7 @@ class SOFTAttention(nn.Module):
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
         q, v = self.q(x), self.v(x)
-        queries, values = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, v))
+        queries, values = (split_heads(t, self.num_heads) for t in (q, v))
         queries = queries * queries.shape[-1] ** -0.25
         out = nystrom_attention(queries, values, self.landmarks(queries, hw), self.sym_norm,
                                 self.solver, self.alpha_scope)

@@ -6,9 +6,10 @@ from torch import Tensor
 from ..precision import at_least_fp32
 
 
-def _centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    # Moving both sets by the mean of k changes no distance and keeps the terms of the expansion as
-    # small as the distances that matter, so that their difference keeps its digits.
+def centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets moved by the mean of k."""
+    # It changes no distance and keeps the terms of the expansion as small as the distances that
+    # matter, so that their difference keeps its digits.
     centre = k.mean(-2, keepdim=True)
     return q - centre, k - centre
 
@@ -16,7 +17,7 @@ def _centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op('soft_mm::gaussian_kernel', mutates_args=())
 def expanded_gaussian_kernel(q: Tensor, k: Tensor) -> Tensor:
     """Same numbers as the reference: q ``(..., N, d)``, k ``(..., m, d)`` -> ``(..., N, m)``."""
-    q, k = _centred(q, k)
+    q, k = centred(q, k)
     exponent = q @ k.mT
     exponent -= q.square().sum(-1, keepdim=True).mul_(0.5)
     exponent -= k.square().sum(-1).mul_(0.5).unsqueeze(-2)
@@ -35,7 +36,7 @@ def _setup_context(ctx, inputs, output):
 @at_least_fp32
 def _backward(ctx, grad: Tensor):
     q, k, kernel = ctx.saved_tensors
-    q, k = _centred(q, k)
+    q, k = centred(q, k)
     grad = grad * kernel
     grad_q = grad @ k - grad.sum(-1).unsqueeze(-1) * q
     grad_k = grad.mT @ q - grad.sum(-2).unsqueeze(-1) * k

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..gaussian_kernel.expanded import centred
 from ..precision import at_least_fp32
 
 # Elements of a tile: one that stays in a CPU's cache, and one that fills a GPU.
@@ -46,23 +47,16 @@ def _stack(*tensors: Tensor) -> list[Tensor]:
     return [x.reshape(-1, *x.shape[-2:]) for x in tensors]
 
 
-def _centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    # Moving both sets by one point changes no distance and keeps the terms of the exponent as small
-    # as the distances that matter, so that their difference keeps its digits.
-    centre = (q if q.shape[-2] < k.shape[-2] else k).mean(-2, keepdim=True)
-    return q - centre, k - centre
-
-
 @torch.library.custom_op('soft_mm::gaussian_product', mutates_args=())
 def tiled_gaussian_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
     out = v.new_zeros(*q.shape[:-1], v.shape[-1])
-    (flat, values), (q, k) = _stack(out, v), _stack(*_centred(q, k))
+    flat, values, q, k = _stack(out, v, q, k)
     if q.shape[1] >= k.shape[1]:
-        for rows, tile in _Kernel(q, k).tiles():
+        for rows, tile in _Kernel(*centred(q, k)).tiles():
             flat[:, rows] = tile @ values
     else:
-        for rows, tile in _Kernel(k, q).tiles():
+        for rows, tile in _Kernel(*centred(k, q)).tiles():
             flat.baddbmm_(tile.mT, values[:, rows])
     return out
 
@@ -71,11 +65,11 @@ def tiled_gaussian_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _tiled_backward(grad: Tensor, q: Tensor, k: Tensor,
                     v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shapes = q.shape, k.shape, v.shape
-    (grad, v), (q, k) = _stack(grad, v), _stack(*_centred(q, k))
+    grad, q, k, v = _stack(grad, q, k, v)
     if q.shape[1] >= k.shape[1]:
-        grad_q, grad_k, grad_v = _gradients(q, k, grad, v, cut_v=False)
+        grad_q, grad_k, grad_v = _gradients(*centred(q, k), grad, v, cut_v=False)
     else:
-        grad_k, grad_q, grad_v = _gradients(k, q, v, grad, cut_v=True)
+        grad_k, grad_q, grad_v = _gradients(*centred(k, q), v, grad, cut_v=True)
     return tuple(x.view(shape) for x, shape in zip((grad_q, grad_k, grad_v), shapes))
 
 

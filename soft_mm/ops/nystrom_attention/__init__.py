@@ -8,7 +8,7 @@ from ..gaussian_product.tiled import tile_size
 from ..kernel import chosen_kernel
 from ..precision import at_least_fp32
 from .reference import nystrom_attention as whole_nystrom_attention
-from .solvers import REFERENCE_SOLVERS, check_solver
+from .solvers import check_solver
 from .tiled import tiled_nystrom_attention
 
 
@@ -41,7 +41,8 @@ def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = 
     check_solver(solver, alpha_scope)
     attend = tiled_nystrom_attention
     if chosen_kernel(kernel) == 'reference':
-        attend, solver = whole_nystrom_attention, REFERENCE_SOLVERS[solver]
+        attend = whole_nystrom_attention
+        solver = 'iteration' if solver == 'newton' else solver
     elif prod(q.shape[:-1]) * landmarks.shape[-2] <= tile_size(q.device):
         attend = whole_nystrom_attention  # a K1 of one tile may as well be kept
     return attend(q, v, landmarks, sym_norm, solver, alpha_scope)

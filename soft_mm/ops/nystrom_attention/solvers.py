@@ -9,7 +9,6 @@ from ..ridge_solve import ridge_solve
 
 RIDGE = 0.01
 SOLVERS = ('newton', 'iteration', 'ridge')
-REFERENCE_SOLVERS = {'newton': 'iteration', 'iteration': 'iteration', 'ridge': 'ridge'}
 ALPHA_SCOPES = ('matrix', 'batch')
 
 
