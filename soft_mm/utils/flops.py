@@ -22,7 +22,7 @@ def _gaussian_product(q: list[int], k: list[int], v: list[int]) -> Counter[str]:
     return Counter(gaussian_kernel=_gaussian_kernel(q, k) // 2, matmul=prod(q[:-1]) * prod(v[-2:]))
 
 
-def _newton_inverse(p: list[int], alpha: list[int], iterations: int) -> int:
+def _newton_inverse(p: list[int], alpha: list[int], iterations: int, *_) -> int:
     return 2 * iterations * prod(p) * p[-1]
 
 
@@ -77,8 +77,8 @@ def _(q, k, v, **_) -> int:
 
 
 @register_flop_formula(torch.ops.soft_mm.newton_inverse)
-def _(p, alpha, iterations, **_) -> int:
-    return 2 * _newton_inverse(p, alpha, iterations)
+def _(p, alpha, iterations, *_, **__) -> int:
+    return 2 * _newton_inverse(p, alpha, iterations)  # at most: it may converge before
 
 
 @register_flop_formula(torch.ops.soft_mm.newton_solve)

@@ -14,14 +14,19 @@ def centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return q - centre, k - centre
 
 
+def widened(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """``(q, -½‖q‖², 1)`` and ``(k, 1, -½‖k‖²)``, whose product is the whole exponent."""
+    (q_norm, q_one), (k_norm, k_one) = (
+        (x.square().sum(-1, keepdim=True).mul_(-0.5), x.new_ones(*x.shape[:-1], 1))
+        for x in (q, k))
+    return torch.cat((q, q_norm, q_one), -1), torch.cat((k, k_one, k_norm), -1)
+
+
 @torch.library.custom_op('soft_mm::gaussian_kernel', mutates_args=())
 def expanded_gaussian_kernel(q: Tensor, k: Tensor) -> Tensor:
     """Same numbers as the reference: q ``(..., N, d)``, k ``(..., m, d)`` -> ``(..., N, m)``."""
-    q, k = centred(q, k)
-    exponent = q @ k.mT
-    exponent -= q.square().sum(-1, keepdim=True).mul_(0.5)
-    exponent -= k.square().sum(-1).mul_(0.5).unsqueeze(-2)
-    return exponent.clamp_(max=0).exp_()
+    q, k = widened(*centred(q, k))
+    return (q @ k.mT).clamp_(max=0).exp_()
 
 
 @expanded_gaussian_kernel.register_fake

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..gaussian_kernel.expanded import centred
+from ..gaussian_kernel.expanded import centred, widened
 from ..precision import at_least_fp32
 
 # Elements of a tile: one that stays in a CPU's cache, and one that fills a GPU.
@@ -20,15 +20,12 @@ def tile_size(device: torch.device) -> int:
 class _Kernel:
     """Tiles of ``exp(-½‖a_i − b_j‖²)``, whole in b and cut along a.
 
-    a ``(L, M, d)``, b ``(L, N, d)``. The exponent is one matrix product of widened tokens,
-    ``(a, -½‖a‖², 1) · (b, 1, -½‖b‖²)``.
+    a ``(L, M, d)``, b ``(L, N, d)``.
     """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
-        ones = [x.new_ones(*x.shape[:-1], 1) for x in (a, b)]
-        norms = [x.square().sum(-1, keepdim=True).mul_(-0.5) for x in (a, b)]
-        self.a = torch.cat((a, norms[0], ones[0]), -1)
-        self.b = torch.cat((b, ones[1], norms[1]), -1).mT
+        self.a, b = widened(a, b)
+        self.b = b.mT
         self.rows = max(16, tile_size(a.device) // max(1, a.shape[0] * b.shape[1]))
 
     def tiles(self) -> Iterator[tuple[slice, Tensor]]:

@@ -7,7 +7,8 @@ from .implicit import implicit_newton_inverse
 
 
 @at_least_fp32
-def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20) -> Tensor:
+def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20,
+                   until_converged: bool = False) -> Tensor:
     """``V ← 2V − V P V`` from ``V = α P``: ``P⁻¹`` once converged, a damped inverse before.
 
     SOFT (arXiv 2110.11945, §3.2). The gradient is the implicit one,
@@ -19,6 +20,8 @@ def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20)
         alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; converges where
             ``0 < α·λmax² < 2``. By default ``1.8 / ‖P‖₁²``, one for each matrix.
         iterations: number of iterations, at least 0.
+        until_converged: stop where further iterations would change no digit of any matrix. Every
+            iteration then waits for the device.
 
     Returns:
         ``(..., m, m)`` in fp32 or better.
@@ -32,4 +35,4 @@ def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20)
         raise ValueError(f'iterations must be at least 0, got {iterations}')
     if alpha is None:
         alpha = 1.8 / p.detach().abs().sum(-1).amax(-1)[..., None, None].square()
-    return implicit_newton_inverse(p, alpha, iterations)
+    return implicit_newton_inverse(p, alpha, iterations, until_converged)

@@ -7,18 +7,24 @@ from ..precision import at_least_fp32
 
 
 @torch.library.custom_op('soft_mm::newton_inverse', mutates_args=())
-def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int) -> Tensor:
+def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int,
+                            until_converged: bool) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
-    matrices = p.reshape(-1, *p.shape[-2:])
+    matrices, eye = p.reshape(-1, *p.shape[-2:]), torch.eye(p.shape[-1]).to(p)
     v, product = (alpha * p).reshape(matrices.shape), torch.empty_like(matrices)
+    # Each step squares VP − I: from here on that is below what the dtype can show.
+    small = (torch.finfo(p.dtype).eps / p.shape[-1]) ** 0.5
     for _ in range(iterations):
         torch.bmm(v, matrices, out=product)
+        converged = until_converged and bool((product - eye).abs().amax() < small)
         v = torch.baddbmm(v, product, v, beta=2, alpha=-1)
+        if converged:
+            break
     return v.view(p.shape)
 
 
 @implicit_newton_inverse.register_fake
-def _(p: Tensor, alpha: Tensor, iterations: int) -> Tensor:
+def _(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool) -> Tensor:
     return p.new_empty(p.shape)
 
 
@@ -29,7 +35,7 @@ def _setup_context(ctx, inputs, output):
 @at_least_fp32
 def _backward(ctx, grad: Tensor):
     (v,) = ctx.saved_tensors
-    return -v.mT @ grad @ v.mT, None, None
+    return -v.mT @ grad @ v.mT, None, None, None
 
 
 implicit_newton_inverse.register_autograd(_backward, setup_context=_setup_context)

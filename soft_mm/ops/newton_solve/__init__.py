@@ -30,4 +30,4 @@ def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20) -> T
                          f'and m, got {tuple(p.shape)} and {tuple(v.shape)}')
     if is_worthwhile(p.shape[-1], iterations):
         return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations)
-    return newton_inverse(p, alpha, iterations) @ v
+    return newton_inverse(p, alpha, iterations, until_converged=p.device.type == 'cpu') @ v

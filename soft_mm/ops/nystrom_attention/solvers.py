@@ -51,10 +51,10 @@ def _halved(alpha: Tensor, p: Tensor, alpha_scope: str) -> Tensor:
     """
     columns = p @ p.sum(-1, keepdim=True)
     diagonal = p.square().sum(-1, keepdim=True)
-    dims = (-2, -1) if alpha_scope == 'matrix' else tuple(range(p.ndim))
-    for _ in range(10):
-        sums = (1 - alpha * diagonal).abs() + alpha * (columns - diagonal)
-        # At αλ² = 2, which K2 = I reaches, the sums pass but the iteration would never converge.
-        too_large = (sums > 1.01) | (alpha * diagonal > 1.9)
-        alpha = torch.where(too_large.amax(dims, keepdim=True), alpha / 2, alpha)
-    return alpha
+    # The sums are convex in α and 1 at α = 0: once they pass, they pass for all smaller ones.
+    tried = alpha * 0.5 ** torch.arange(10, device=p.device)
+    sums = (1 - tried * diagonal).abs() + tried * (columns - diagonal)
+    # At αλ² = 2, which K2 = I reaches, the sums pass but the iteration would never converge.
+    too_large = (sums > 1.01) | (tried * diagonal > 1.9)
+    too_large = too_large.amax(-2 if alpha_scope == 'matrix' else (0, 1, 2), keepdim=True)
+    return alpha * 0.5 ** too_large.sum(-1, keepdim=True)

@@ -47,8 +47,8 @@ def test_gradcheck():
 
 def test_opcheck():
     p = matrix(2, 5, dtype=torch.float32).requires_grad_()
-    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 20))
-    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 0))
+    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 20, True))
+    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 0, False))
 
 
 def test_non_contiguous():
@@ -86,3 +86,19 @@ def test_arguments_are_checked():
         newton_inverse(torch.zeros(3, 4))
     with pytest.raises(ValueError, match='at least 0, got -1'):
         newton_inverse(torch.eye(3), iterations=-1)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_stops_where_nothing_changes_any_more(dtype):
+    p = matrix(2, 3, 49, dtype=dtype)
+    few, all_of_them = (newton_inverse(p, iterations=1000, until_converged=until_converged)
+                        for until_converged in (True, False))
+    torch.testing.assert_close(few, all_of_them, rtol=1e-5 if dtype == torch.float32 else 1e-13,
+                               atol=1e-6 if dtype == torch.float32 else 1e-14)
+
+
+def test_does_not_stop_for_a_singular_matrix():
+    p = matrix(1, 9)
+    p = torch.block_diag(p[0], torch.ones(3, 3, dtype=p.dtype))[None]
+    torch.testing.assert_close(newton_inverse(p, iterations=9, until_converged=True),
+                               reference(p, alpha_of(p), 9), rtol=1e-12, atol=1e-12)
