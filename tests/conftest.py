@@ -1,17 +1,40 @@
 """Paths that tests share, and the rule that a skipped test says why."""
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config, DictAction
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'  # golden numbers and sample images, where there are any
 LOADERS = ('train', 'val', 'test')
+
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # read where Triton is imported
+
+
+@pytest.fixture
+def gpu() -> str:
+    """A GPU; without one the test is skipped."""
+    if not torch.cuda.is_available():
+        pytest.skip('there is no GPU')
+    return 'cuda'
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def device(request) -> str:
+    """Where Triton's kernels run: a GPU, or where there is none the CPU, under the interpreter."""
+    if request.param == 'cuda':
+        return request.getfixturevalue('gpu')
+    if torch.cuda.is_available():
+        pytest.skip('with a GPU there is no interpreter')
+    return 'cpu'
 
 
 @pytest.fixture(scope='session')

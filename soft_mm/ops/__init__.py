@@ -1,3 +1,4 @@
+from .dynamic_conv import dynamic_conv
 from .gaussian_kernel import gaussian_kernel
 from .gaussian_product import gaussian_product
 from .inline_attention import inline_attention
@@ -8,6 +9,6 @@ from .nystrom_attention import nystrom_attention
 from .ridge_solve import ridge_solve
 
 __all__ = [
-    'gaussian_kernel', 'gaussian_product', 'inline_attention', 'mlp', 'newton_inverse',
-    'newton_solve', 'nystrom_attention', 'ridge_solve'
+    'dynamic_conv', 'gaussian_kernel', 'gaussian_product', 'inline_attention', 'mlp',
+    'newton_inverse', 'newton_solve', 'nystrom_attention', 'ridge_solve'
 ]

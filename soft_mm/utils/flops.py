@@ -17,7 +17,7 @@ def _gaussian_kernel(q: list[int], k: list[int]) -> int:
     return prod(q) * k[-2]
 
 
-def _gaussian_product(q: list[int], k: list[int], v: list[int]) -> Counter[str]:
+def _gaussian_product(q: list[int], k: list[int], v: list[int], *_) -> Counter[str]:
     # Two products, with K1 and its transpose, make anew what the papers compute once.
     return Counter(gaussian_kernel=_gaussian_kernel(q, k) // 2, matmul=prod(q[:-1]) * prod(v[-2:]))
 
@@ -72,7 +72,7 @@ def _(q, k, **_) -> int:
 
 
 @register_flop_formula(torch.ops.soft_mm.gaussian_product)
-def _(q, k, v, **_) -> int:
+def _(q, k, v, *_, **__) -> int:
     return 2 * prod(q[:-1]) * k[-2] * (q[-1] + 2 + v[-1])
 
 

@@ -1,8 +1,7 @@
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import inline_attention
+from ...ops import dynamic_conv, inline_attention
 from .heads import check_heads, split_heads
 from .windows import Windows
 
@@ -79,10 +78,7 @@ class InLineAttention(nn.Module):
 
     def _convolve(self, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
         """Every map ``(B, H·W, C)`` by its own filters, which its mean token ``(B, C)`` makes."""
-        filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 1, 3, 3), None
+        filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 3, 3), None
         if self.lepe is not None:  # two convolutions of the same map are one
-            filters, bias = filters + self.lepe.weight, self.lepe.bias.repeat(len(v))
-        maps = v.mT.unflatten(-1, hw)
-        out = F.conv2d(maps.flatten(0, 1)[None], filters.flatten(0, 1), bias, padding=1,
-                       groups=maps.shape[0] * maps.shape[1])
-        return out.view(maps.shape).flatten(2).mT
+            filters, bias = filters + self.lepe.weight.squeeze(1), self.lepe.bias
+        return dynamic_conv(v, filters, hw, bias)

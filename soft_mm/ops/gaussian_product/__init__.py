@@ -2,25 +2,27 @@
 
 from torch import Tensor
 
-from ..precision import at_least_fp32
+from ..kernel import chosen_kernel
 from ..shapes import check_shapes
-from .tiled import tiled_gaussian_product
+from .op import gaussian_product as _gaussian_product
 
 
-@at_least_fp32
-def gaussian_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def gaussian_product(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None) -> Tensor:
     """``Σ_j exp(-½‖q_i − k_j‖²) v_j`` (SOFT, arXiv 2110.11945, §3.1), in O(N + M) memory.
 
     Args:
         q: ``(..., M, d)``, any strides.
         k: ``(..., N, d)``, same leading dimensions and device.
         v: ``(..., N, e)``.
+        kernel: 'triton' keeps tiles of the matrix in registers, for fp32 and less and widths of at
+            most 64; 'torch' for all others and by default on a CPU.
 
     Returns:
         ``(..., M, e)`` in fp32 or better. Differentiable in all three.
 
     Raises:
-        ValueError: if the leading dimensions, the head widths ``d`` or the token counts differ.
+        ValueError: if the leading dimensions, the head widths ``d`` or the token counts differ, or
+            the kernel does not exist.
     """
     check_shapes(q, k, v)
-    return tiled_gaussian_product(q, k, v)
+    return _gaussian_product(q, k, v, chosen_kernel(kernel, q.device))

@@ -1,6 +1,7 @@
 """The product tile by tile, forward and backward: each tile of the kernel matrix is made anew."""
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
@@ -41,11 +42,11 @@ class _Kernel:
 
 def _stack(*tensors: Tensor) -> list[Tensor]:
     """Leading dimensions as one."""
-    return [x.reshape(-1, *x.shape[-2:]) for x in tensors]
+    return [x.reshape(prod(x.shape[:-2]), *x.shape[-2:]) for x in tensors]
 
 
-@torch.library.custom_op('soft_mm::gaussian_product', mutates_args=())
-def tiled_gaussian_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+@at_least_fp32
+def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
     out = v.new_zeros(*q.shape[:-1], v.shape[-1])
     flat, values, q, k = _stack(out, v, q, k)
@@ -58,9 +59,9 @@ def tiled_gaussian_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op('soft_mm::gaussian_product_backward', mutates_args=())
-def _tiled_backward(grad: Tensor, q: Tensor, k: Tensor,
-                    v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@at_least_fp32
+def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of q, k and v, from that of the product ``(..., M, e)``."""
     shapes = q.shape, k.shape, v.shape
     grad, q, k, v = _stack(grad, q, k, v)
     if q.shape[1] >= k.shape[1]:
@@ -89,25 +90,3 @@ def _gradients(a: Tensor, b: Tensor, x: Tensor, y: Tensor,
         grad_b.baddbmm_(p.mT, a[:, rows])
         sums += p.sum(-2).unsqueeze(-1)
     return grad_a, grad_b.sub_(sums * b), grad_v
-
-
-@tiled_gaussian_product.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return v.new_empty(*q.shape[:-1], v.shape[-1])
-
-
-@_tiled_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (q, k, v))
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-@at_least_fp32
-def _backward(ctx, grad: Tensor):
-    return _tiled_backward(grad, *ctx.saved_tensors)
-
-
-tiled_gaussian_product.register_autograd(_backward, setup_context=_setup_context)

@@ -28,7 +28,7 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
         ``(..., E)``.
     """
     arguments = x, weight1, bias1, weight2, bias2, approximate
-    if (chosen_kernel(kernel) == 'reference' or not is_worthwhile(x, weight1)
+    if (chosen_kernel(kernel, x.device) == 'reference' or not is_worthwhile(x, weight1)
             or torch.is_autocast_enabled(x.device.type)):
         return whole_mlp(*arguments)
     return tiled_mlp(*arguments)

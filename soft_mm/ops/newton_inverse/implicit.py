@@ -7,13 +7,17 @@ from ..precision import at_least_fp32
 
 
 @torch.library.custom_op('soft_mm::newton_inverse', mutates_args=())
-def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int,
-                            until_converged: bool) -> Tensor:
+def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool,
+                            kernel: str) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
+    # Each step squares VP − I: from here on that is below what the dtype can show.
+    small = (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5 if until_converged else 0.
+    if kernel == 'triton':
+        from . import triton_kernels
+        if triton_kernels.take(p):
+            return triton_kernels.newton_inverse(p, alpha, iterations, small)
     matrices, eye = p.reshape(-1, *p.shape[-2:]), torch.eye(p.shape[-1]).to(p)
     v, product = (alpha * p).reshape(matrices.shape), torch.empty_like(matrices)
-    # Each step squares VP − I: from here on that is below what the dtype can show.
-    small = (torch.finfo(p.dtype).eps / p.shape[-1]) ** 0.5
     for _ in range(iterations):
         torch.bmm(v, matrices, out=product)
         converged = until_converged and bool((product - eye).abs().amax() < small)
@@ -24,7 +28,8 @@ def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int,
 
 
 @implicit_newton_inverse.register_fake
-def _(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool) -> Tensor:
+def _(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool,
+      kernel: str) -> Tensor:
     return p.new_empty(p.shape)
 
 
@@ -35,7 +40,7 @@ def _setup_context(ctx, inputs, output):
 @at_least_fp32
 def _backward(ctx, grad: Tensor):
     (v,) = ctx.saved_tensors
-    return -v.mT @ grad @ v.mT, None, None, None
+    return -v.mT @ grad @ v.mT, None, None, None, None
 
 
 implicit_newton_inverse.register_autograd(_backward, setup_context=_setup_context)

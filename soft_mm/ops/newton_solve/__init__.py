@@ -2,13 +2,15 @@
 
 from torch import Tensor
 
+from ..kernel import chosen_kernel
 from ..newton_inverse import newton_inverse
 from ..precision import at_least_fp32
 from .rational import is_worthwhile, rational_newton_solve
 
 
 @at_least_fp32
-def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20) -> Tensor:
+def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20,
+                 kernel: str | None = None) -> Tensor:
     """``newton_inverse(p, alpha, iterations) @ v``, at a fraction of its cost for large matrices.
 
     The gradient is the implicit one, as :func:`newton_inverse` has it.
@@ -18,6 +20,7 @@ def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20) -> T
         v: ``(..., m, e)``, same leading dimensions.
         alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; ``0 < α·λmax² < 2``.
         iterations: number of iterations, at least 0.
+        kernel: of :func:`newton_inverse`, for matrices that are iterated.
 
     Returns:
         ``(..., m, e)`` in fp32 or better.
@@ -30,4 +33,6 @@ def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20) -> T
                          f'and m, got {tuple(p.shape)} and {tuple(v.shape)}')
     if is_worthwhile(p.shape[-1], iterations):
         return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations)
-    return newton_inverse(p, alpha, iterations, until_converged=p.device.type == 'cpu') @ v
+    kernel = chosen_kernel(kernel, p.device)
+    until_converged = kernel == 'triton' or p.device.type == 'cpu'  # nothing waits for it there
+    return newton_inverse(p, alpha, iterations, until_converged, kernel) @ v

@@ -29,7 +29,9 @@ def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = 
             the fastest way; 'iteration': the iterations themselves; 'ridge': the exact inverse of
             ``K2 + 0.01·I``, for models that are trained with it.
         alpha_scope: scale of the iteration's start, one a 'matrix' or one a 'batch'.
-        kernel: 'torch', or 'reference' with whole N×m matrices and the iterations themselves.
+        kernel: 'triton', by default on a GPU, has K1 in registers only; 'torch' in tiles, or whole
+            where it is no larger than one; 'cuda' whole, made by the compiled extension;
+            'reference' whole, with the iterations themselves.
 
     Returns:
         ``(B, h, N, e)`` in fp32 or better.
@@ -39,10 +41,10 @@ def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = 
             go together.
     """
     check_solver(solver, alpha_scope)
-    attend = tiled_nystrom_attention
-    if chosen_kernel(kernel) == 'reference':
-        attend = whole_nystrom_attention
-        solver = 'iteration' if solver == 'newton' else solver
-    elif prod(q.shape[:-1]) * landmarks.shape[-2] <= tile_size(q.device):
-        attend = whole_nystrom_attention  # a K1 of one tile may as well be kept
-    return attend(q, v, landmarks, sym_norm, solver, alpha_scope)
+    kernel = chosen_kernel(kernel, q.device)
+    if kernel == 'reference' and solver == 'newton':
+        solver = 'iteration'
+    one_tile = prod(q.shape[:-1]) * landmarks.shape[-2] <= tile_size(q.device)
+    whole = kernel in ('reference', 'cuda') or kernel == 'torch' and one_tile
+    attend = whole_nystrom_attention if whole else tiled_nystrom_attention
+    return attend(q, v, landmarks, sym_norm, solver, alpha_scope, kernel)

@@ -20,7 +20,8 @@ def check_solver(solver: str, alpha_scope: str) -> None:
             raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
 
 
-def solve(k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str) -> Tensor:
+def solve(k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str,
+          kernel: str) -> Tensor:
     """k2 ``(B, h, m, m)``, v ``(B, h, m, e)`` -> ``inverse(K2) v``, ``(B, h, m, e)``.
 
     With ``sym_norm``, ``D^(-½) inverse(K2) D^(-½) v``, D the diagonal of K2's row sums.
@@ -39,7 +40,10 @@ def solve(k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str) 
         else:
             eye = torch.eye(k2.shape[-1], dtype=k2.dtype, device=k2.device)
             p, alpha = k2 + RIDGE * eye, 0.9 * 2 / norm.square()
-        v = newton_solve(p, v, alpha) if solver == 'newton' else newton_inverse(p, alpha) @ v
+        if solver == 'newton':
+            v = newton_solve(p, v, alpha, kernel=kernel)
+        else:
+            v = newton_inverse(p, alpha, kernel=kernel) @ v
     return v * row_sums.rsqrt() if sym_norm else v
 
 

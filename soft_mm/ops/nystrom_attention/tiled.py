@@ -8,8 +8,9 @@ from .solvers import solve
 
 
 def tiled_nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool, solver: str,
-                            alpha_scope: str) -> Tensor:
+                            alpha_scope: str, kernel: str) -> Tensor:
     """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
-    values = gaussian_product(landmarks, q, v)
-    k2 = gaussian_kernel(landmarks, landmarks)
-    return gaussian_product(q, landmarks, solve(k2, values, sym_norm, solver, alpha_scope))
+    values = gaussian_product(landmarks, q, v, kernel)
+    k2 = gaussian_kernel(landmarks, landmarks, kernel)
+    values = solve(k2, values, sym_norm, solver, alpha_scope, kernel)
+    return gaussian_product(q, landmarks, values, kernel)

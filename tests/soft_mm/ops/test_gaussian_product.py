@@ -43,7 +43,7 @@ def test_gradcheck(size):
 
 def test_opcheck():
     inputs = [t.requires_grad_() for t in inputs_of(2, 1, 5, 3, 4, 2, dtype=torch.float32)]
-    torch.library.opcheck(torch.ops.soft_mm.gaussian_product, inputs)
+    torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (*inputs, 'torch'))
 
 
 def test_non_contiguous_inputs_and_gradients(tile):

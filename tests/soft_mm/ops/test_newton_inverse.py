@@ -47,8 +47,8 @@ def test_gradcheck():
 
 def test_opcheck():
     p = matrix(2, 5, dtype=torch.float32).requires_grad_()
-    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 20, True))
-    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 0, False))
+    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 20, True, 'torch'))
+    torch.library.opcheck(torch.ops.soft_mm.newton_inverse, (p, alpha_of(p), 0, False, 'torch'))
 
 
 def test_non_contiguous():

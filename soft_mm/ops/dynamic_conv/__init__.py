@@ -1,0 +1,38 @@
+"""Depth-wise convolution of each map by its own filters."""
+
+from torch import Tensor
+
+from ..kernel import chosen_kernel
+from .grouped import grouped_dynamic_conv
+
+
+def dynamic_conv(v: Tensor, filters: Tensor, hw: tuple[int, int], bias: Tensor | None = None,
+                 kernel: str | None = None) -> Tensor:
+    """Each map convolved with its own 3×3 filters, with zeros around it (InLine, arXiv 2412.06590).
+
+    Args:
+        v: tokens of the maps ``(B, H·W, C)``, any strides.
+        filters: ``(B, C, 3, 3)``, one a map and channel.
+        hw: ``(H, W)``.
+        bias: ``(C,)``, the same for all maps.
+        kernel: 'triton', by default on a GPU, leaves the tokens where they are; 'torch' is a
+            convolution of B·C groups.
+
+    Returns:
+        ``(B, H·W, C)``.
+
+    Raises:
+        ValueError: if the shapes do not go together, or the kernel does not exist.
+    """
+    b, n, c = v.shape
+    if (n != hw[0] * hw[1] or filters.shape != (b, c, 3, 3)
+            or bias is not None and bias.shape != (c, )):
+        raise ValueError(
+            'v must be (B, H·W, C), filters (B, C, 3, 3) and bias (C,), got '
+            f'{tuple(v.shape)}, {tuple(filters.shape)} and '
+            f'{bias if bias is None else tuple(bias.shape)} for (H, W) = {tuple(hw)}')
+    if chosen_kernel(kernel, v.device) == 'triton':
+        from . import triton_kernels
+        if triton_kernels.take(v):
+            return triton_kernels.fused_dynamic_conv(v, filters.to(v.dtype), bias, *hw)
+    return grouped_dynamic_conv(v, filters, bias, hw)

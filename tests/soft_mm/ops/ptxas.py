@@ -1,0 +1,69 @@
+"""Compile every Triton kernel for a GPU that need not be there: ``ptxas.py CAPABILITY``.
+
+Prints for each: its name and what it is specialised for, and the bytes of shared memory of a block,
+the registers of a thread, and the bytes that a thread spills.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from soft_mm.ops.dynamic_conv import triton_kernels as conv
+from soft_mm.ops.gaussian_product import triton_kernels as product
+from soft_mm.ops.newton_inverse import triton_kernels as inverse
+
+PTXAS = Path(triton.__file__).parent / 'backends/nvidia/bin/ptxas'
+
+
+def report(capability: int, kernel, pointers: dict[str, str], constants: dict, floats=(),
+           **options) -> str:
+    """One line; arguments that are neither pointers nor constants nor floats are integers."""
+    kinds = {**dict.fromkeys(kernel.arg_names, 'i32'), **dict.fromkeys(constants, 'constexpr'),
+             **dict.fromkeys(floats, 'fp32'), **{k: '*' + v for k, v in pointers.items()}}
+    aligned = {(i, ): [['tt.divisibility', 16]] for i, name in enumerate(kernel.arg_names)
+               if name in pointers}
+    source = ASTSource(kernel, {k: kinds[k] for k in kernel.arg_names}, constants, aligned)
+    compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder, 'kernel.ptx')
+        ptx.write_text(compiled.asm['ptx'])
+        arch = re.search(r'\.target (sm_\w+)', compiled.asm['ptx'])[1]
+        log = subprocess.run([PTXAS, '-v', f'--gpu-name={arch}', ptx, '-o', ptx.with_suffix('.o')],
+                             capture_output=True, text=True, check=True).stderr
+    registers, spilled = (re.search(pattern, log)[1]
+                          for pattern in (r'Used (\d+) registers', r'(\d+) bytes spill stores'))
+    name = '-'.join((kernel.fn.__name__, *pointers.values(), *map(str, constants.values())))
+    return f'{name} {compiled.metadata.shared} {registers} {spilled}'
+
+
+def main(capability: int) -> None:
+    for d in (32, 64):
+        for dtype, exponent in (('fp32', 'tf32x3'), ('bf16', 'tf32')):
+            constants = dict(d=d, e=d, D=d, E=d, ROWS=product.ROWS, COLUMNS=product.COLUMNS,
+                             EXPONENT=exponent)
+            pointers = dict(q=dtype, k=dtype, v=dtype, out='fp32')
+            for kernel in (product._sum_values, product._sum_differences):
+                if 'g' in kernel.arg_names:
+                    pointers['g'] = 'fp32'
+                print(report(capability, kernel, pointers, constants, num_warps=d // 8,
+                             num_stages=2))
+    for block in (16, 64):
+        print(report(capability, inverse._iterate, dict(p='fp32', alpha='fp32', out='fp32'),
+                     dict(BLOCK=block), ['small']))
+    for dtype in ('fp32', 'bf16'):
+        tile = dict(TOKENS=conv.TOKENS, CHANNELS=conv.CHANNELS)
+        print(report(capability, conv._convolve,
+                     dict.fromkeys(('v', 'filters', 'bias', 'out'), dtype),
+                     dict(FLIPPED=False, **tile)))
+        print(report(capability, conv._correlate, dict(g=dtype, v=dtype, out='fp32'),
+                     {**tile, 'TOKENS': conv.TOKENS // 2}))
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]))

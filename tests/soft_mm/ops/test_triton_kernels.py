@@ -1,0 +1,235 @@
+"""Triton's ways of the ops against their references: under the interpreter, or on a GPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from soft_mm.models.layers import InLineAttention, SOFTAttention
+from soft_mm.ops import dynamic_conv, gaussian_product, newton_inverse, nystrom_attention
+from soft_mm.ops.dynamic_conv.reference import dynamic_conv as reference_conv
+from soft_mm.ops.dynamic_conv.triton_kernels import fused_dynamic_conv
+from soft_mm.ops.gaussian_product.reference import gaussian_product as reference_product
+from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inverse
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# B, h, M, N, d, e: odd sizes; sums that are split; one token; and on a GPU the first stages.
+PRODUCTS = [(2, 3, 65, 35, 32, 17), (1, 2, 7, 1100, 16, 16), (1, 1, 1, 1, 1, 1),
+            (2, 1, 70, 33, 64, 64)]
+LARGE_PRODUCTS = [(1, 2, 67200, 1050, 32, 32), (1, 2, 1050, 67200, 32, 32),
+                  (32, 10, 196, 49, 32, 32), (1, 4, 1050, 16800, 64, 64)]
+MAPS = [(2, 5, 7, 3), (1, 1, 1, 1), (3, 9, 4, 70)]  # B, H, W, C
+LARGE_MAPS = [(2, 200, 336, 64), (64, 14, 14, 320)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """New tensors hold NaN until something is written to them."""
+    monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def tokens(*shape: int, device: str = 'cpu') -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(device)
+
+
+def among_nan(x: Tensor) -> Tensor:
+    """A view of the same numbers whose neighbours in memory are NaN."""
+    wide = torch.full((*x.shape[:-2], x.shape[-2] + 2, 3 * x.shape[-1]), torch.nan).to(x)
+    wide[..., 1:-1, x.shape[-1]:2 * x.shape[-1]] = x
+    return wide[..., 1:-1, x.shape[-1]:2 * x.shape[-1]]
+
+
+def results(fn, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The output and every gradient, in fp64."""
+    leaves = [among_nan(x.to(dtype)).detach().requires_grad_() if x.ndim > 1 else
+              x.to(dtype).detach().requires_grad_() for x in inputs]
+    out = fn(*leaves)
+    grad = tokens(*out.shape).to(out) / out.numel()**0.5
+    return [out.detach().double(), *(x.double() for x in torch.autograd.grad(out, leaves, grad))]
+
+
+def check(fused, plain, inputs: list[Tensor], dtype: torch.dtype) -> None:
+    """The error is at most twice that of plain torch in the same dtype, against fp64."""
+    inputs = [x.to(dtype) for x in inputs]
+    outcomes = (results(fused, inputs, dtype), results(plain, inputs, dtype),
+                results(plain, inputs, torch.float64))
+    for got, theirs, truth in zip(*outcomes):
+        assert got.isfinite().all()
+        rounding = 4 * torch.finfo(dtype).eps * truth.abs().max()
+        assert (got - truth).abs().max() <= 2 * (theirs - truth).abs().max() + rounding
+
+
+def pair(b, h, m, n, d, e, device='cpu') -> list[Tensor]:
+    return [tokens(b, h, m, d, device=device) * d**-0.25,
+            tokens(b, h, n, d, device=device) * d**-0.25, tokens(b, h, n, e, device=device)]
+
+
+def fused_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return gaussian_product(q, k, v, 'triton')
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('size', PRODUCTS)
+def test_product(size, dtype, device):
+    check(fused_product, reference_product, pair(*size, device=device), dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('size', LARGE_PRODUCTS)
+def test_product_at_full_size(size, dtype, gpu):
+    def whole(q, k, v):
+        exponent = q @ k.mT - (q * q).sum(-1, True) / 2 - (k * k).sum(-1).unsqueeze(-2) / 2
+        return exponent.clamp(max=0).exp() @ v
+
+    check(fused_product, whole, pair(*size, device=gpu), dtype)
+
+
+def test_product_far_from_the_origin(device):
+    q, k, v = pair(1, 1, 40, 20, 32, 8, device)
+    check(fused_product, reference_product, [q + 30, k + 30, v], torch.float32)
+
+
+def test_product_of_equal_tokens(device):
+    q, k, v = pair(1, 1, 40, 20, 32, 8, device)
+    check(fused_product, reference_product, [0 * q, 0 * k, v], torch.float32)
+
+
+def test_product_of_what_the_kernels_do_not_take(device):
+    """Wide heads and fp64 go the torch way."""
+    for size, dtype in (((1, 1, 5, 3, 65, 2), torch.float32), ((1, 1, 5, 3, 4, 2), torch.float64)):
+        check(fused_product, reference_product, pair(*size, device=device), dtype)
+
+
+def fused_inverse(p: Tensor) -> Tensor:
+    return newton_inverse(p, until_converged=True, kernel='triton')
+
+
+def landmark_kernels(count: int, m: int, device: str) -> Tensor:
+    x = 0.7 * tokens(count, m, 8, device=device)
+    return torch.exp(-0.5 * torch.cdist(x.double(), x.double())**2).float()
+
+
+@pytest.mark.parametrize('m', [1, 7, 16, 33, 49, 64, 65])
+def test_inverse(m, device):
+    p = landmark_kernels(3, m, device) + 0.1 * torch.eye(m, device=device)
+    check(fused_inverse, newton_inverse, [p], torch.float32)
+
+
+@pytest.mark.gpu
+def test_inverse_at_full_size(gpu):
+    p = landmark_kernels(1280, 49, gpu) + 0.1 * torch.eye(49, device=gpu)
+    check(fused_inverse, newton_inverse, [p], torch.float32)
+
+
+def test_inverse_of_coinciding_landmarks_takes_every_iteration(device):
+    p = torch.ones(2, 9, 9, device=device)
+    alpha = torch.full((2, 1, 1), 0.5 / 81, device=device)
+    torch.testing.assert_close(newton_inverse(p, alpha, 5, True, 'triton'),
+                               reference_inverse(p, alpha, 5))
+
+
+@pytest.mark.parametrize('iterations', [0, 1, 20])
+def test_inverse_takes_the_steps_it_is_told(iterations, device):
+    p = landmark_kernels(2, 20, device)
+    alpha = 1.8 / p.sum(-1).amax(-1)[:, None, None].square()
+    torch.testing.assert_close(newton_inverse(p, alpha, iterations, kernel='triton'),
+                               reference_inverse(p.double(), alpha.double(), iterations).float(),
+                               rtol=2e-4, atol=2e-4)
+
+
+def convolutions(b, h, w, c, device='cpu') -> list[Tensor]:
+    return [tokens(b, h * w, c, device=device), tokens(b, c, 3, 3, device=device),
+            tokens(c, device=device)]
+
+
+def check_conv(size, dtype, device) -> None:
+    hw = size[1:3]
+    check(lambda v, f, b: dynamic_conv(v, f, hw, b, 'triton'),
+          lambda v, f, b: reference_conv(v, f, hw, b), convolutions(*size, device=device), dtype)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('size', MAPS)
+def test_convolution(size, dtype, device):
+    check_conv(size, dtype, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('size', LARGE_MAPS)
+def test_convolution_at_full_size(size, dtype, gpu):
+    check_conv(size, dtype, gpu)
+
+
+@pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
+@pytest.mark.parametrize('sym_norm', [False, True])
+def test_attention(sym_norm, solver, device):
+    q, landmarks, v = pair(1, 2, 70, 9, 16, 16, device)
+    v = tokens(*q.shape, device=device)
+
+    def attention(kernel):
+        return lambda *x: nystrom_attention(*x, sym_norm, solver, kernel=kernel)
+
+    check(attention('triton'), attention('reference'), [q, v, landmarks], torch.float32)
+
+
+@pytest.mark.parametrize('make', [
+    lambda: SOFTAttention(32, 2, 2, 3, sym_norm=True),
+    lambda: InLineAttention(32, 2),
+    lambda: InLineAttention(32, 2, window_size=3, shifted=True, lepe=True),
+])
+def test_layers(make, device, monkeypatch):
+    """A whole layer with every parameter's gradient, by the environment's choice."""
+    torch.manual_seed(0)
+    layer, x = make().to(device), tokens(2, 35, 32, device=device)
+    outcomes = []
+    for kernel in ('triton', 'torch'):
+        monkeypatch.setattr('soft_mm.ops.kernel.FROM_ENVIRONMENT', kernel)
+        out = layer(x, (5, 7))
+        outcomes.append([out, *torch.autograd.grad(out.square().mean(), layer.parameters())])
+    for got, expected in zip(*outcomes):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_results_are_the_same_bits_each_time(device):
+    inputs = pair(1, 1, 7, 1100, 16, 16, device)
+    first, second = (results(fused_product, inputs, torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_opcheck(device):
+    q, k, v = (x.requires_grad_() for x in pair(1, 2, 5, 3, 4, 2, device))
+    torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (q, k, v, 'triton'))
+    v, filters, bias = (x.requires_grad_() for x in convolutions(2, 3, 4, 5, device))
+    torch.library.opcheck(fused_dynamic_conv, (v, filters, bias, 3, 4))
+    torch.library.opcheck(fused_dynamic_conv, (v, filters, None, 3, 4))
+
+
+def test_compiles_without_a_graph_break(device):
+    q, k, v = pair(1, 2, 20, 5, 16, 8, device)
+    compiled = torch.compile(fused_product, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(q, k, v), fused_product(q, k, v))
+
+
+@pytest.mark.parametrize('capability', [80, 90])
+def test_every_kernel_compiles_for_a_gpu(capability):
+    """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
+    environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    done = subprocess.run([sys.executable, __file__.replace('test_triton_kernels', 'ptxas'),
+                           str(capability)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = [line.split() for line in done.stdout.splitlines()]
+    assert len(kernels) == 14
+    for name, shared, registers, spilled in kernels:
+        assert int(shared) <= 99 * 1024, name  # of the smallest device of this generation, sm_86
+        assert 0 < int(registers) <= 255, name
+        if capability == 90:  # of a full-size inverse 44 bytes spill, once
+            assert int(spilled) <= (64 if name.startswith('_iterate') else 0), name
