@@ -1,4 +1,4 @@
-"""The benchmark of backbones, on images that are too small to tell anything."""
+"""The benchmarks, on images that are too small to tell anything."""
 
 import argparse
 import importlib
@@ -6,14 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def load(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools/benchmarks'))
-    return importlib.import_module('backbones')
+    return importlib.import_module
+
+
+@pytest.fixture
+def benchmark(load):
+    return load('backbones')
 
 
 def test_table_json_and_plot(run_tool, tmp_path):
@@ -55,3 +61,26 @@ def test_bad_sizes(run_tool, size):
     done = run_tool('benchmarks/backbones.py', '--sizes', size, check=False)
     assert done.returncode == 2
     assert f'{size!r} is not of the form 800x1344' in done.stderr
+
+
+def test_every_way_of_an_op(run_tool, tmp_path, monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    done = run_tool('benchmarks/ops.py', '--device', 'cpu', '--sizes', '64x96', '--stages', 2,
+                    '--only', 'gaussian_product', '--out', tmp_path / 'cpu')
+    assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
+    results = json.loads((tmp_path / 'cpu.json').read_text())['results']
+    assert [(r['mode'], r['way']) for r in results] == [
+        (mode, way) for mode in ('forward', 'training step')
+        for way in ('reference', 'torch.compile', 'torch')]
+    for r in results:
+        assert r['shape'] == [1, 4, 8 * 12, 2 * 3]
+        assert r['difference'] < 1e-5
+        assert len(r['times']) >= 3 and 0 < r['of_copy'] < 1 and 0 < r['of_matmul'] < 1
+    assert '| gaussian_product | 64×96 | 2 | 1, 4, 96, 6 | forward | reference |' in done.stdout
+
+
+def test_an_op_that_differs_gets_no_time(load, monkeypatch):
+    ops = load('ops')
+    monkeypatch.setitem(ops.AGREE, torch.float32, -1.)
+    with pytest.raises(SystemExit, match="the output of 'reference' differs by 0.0e.00"):
+        ops.measure('newton_inverse', ops.Stage.of(0, (64, 96), 1), 'cpu', torch.float32, (1, 1))

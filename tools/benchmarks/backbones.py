@@ -13,18 +13,15 @@ and names it.
 import argparse
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 
 import torch
+from measuring import machine, milliseconds, peak_memory, size_of
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -43,14 +40,14 @@ class Case:
     Attributes:
         config: of its registry.
         package: that registers it.
-        kernel: of our ops.
+        kernel: of our ops; by default the device's.
         baseline: the case that its time is compared with, besides PVT-Tiny.
         up_to: pixels of the largest image that it is run on.
     """
 
     config: dict
     package: str = 'soft_mm'
-    kernel: str = 'torch'
+    kernel: str | None = None
     baseline: str | None = None
     up_to: int = 1344 * 1344
 
@@ -125,39 +122,11 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
     memory = peak_memory(step, device)
     times = []
     while len(times) < repeats or sum(times) < MORE_UNTIL:
-        times.append(_timed(step, device))
+        times.append(milliseconds(step, device))
     result = Measured(name, size, mode, times, memory)
     if case.baseline and mode == 'forward':
         result.difference = difference(model, image, step())
     return vars(result)
-
-
-def peak_memory(step: Callable, device: str) -> float:
-    """Of the first step, in MiB above what the process held before it."""
-    if device == 'cuda':
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _status('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak is counted from here
-    step()
-    return _status('VmHWM') - before
-
-
-def _status(name: str) -> float:
-    text = Path('/proc/self/status').read_text()
-    return int(re.search(rf'{name}:\s+(\d+) kB', text)[1]) / 2**10
-
-
-def _timed(step: Callable, device: str) -> float:
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
 
 
 def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> float:
@@ -181,7 +150,7 @@ def run_all(args: argparse.Namespace) -> list[Measured]:
                 done = subprocess.run(
                     [sys.executable, __file__, '--case', name, '--sizes', f'{size[0]}x{size[1]}',
                      '--modes', mode, '--device', args.device, '--repeats', str(args.repeats)],
-                    env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel},
+                    env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel or ''},
                     capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
@@ -259,24 +228,6 @@ def plot(results: list[Measured], path: Path) -> None:
     plt.savefig(path, dpi=100)
 
 
-def machine(device: str) -> str:
-    """What it ran on."""
-    if device == 'cuda':
-        name = torch.cuda.get_device_name()
-    else:
-        text = Path('/proc/cpuinfo').read_text()
-        model = re.search(r'model name\s*:\s*(.*)', text)
-        name = f'{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads'
-    return f'{name}; PyTorch {torch.__version__}, fp32, batch 1'
-
-
-def size_of(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or not all(map(int, match.groups())):
-        raise argparse.ArgumentTypeError(f'{text!r} is not of the form 800x1344')
-    return int(match[1]), int(match[2])
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=['cpu', 'cuda'],
@@ -300,12 +251,13 @@ def main() -> None:
                                  args.repeats)))
         return
     results = run_all(args)
-    text = f'{machine(args.device)}\n{tables(results)}\n'
+    conditions = f'{machine(args.device)}, fp32, batch 1'
+    text = f'{conditions}\n{tables(results)}\n'
     print(text)
     if args.out:
         args.out.with_suffix('.md').write_text(text)
         args.out.with_suffix('.json').write_text(json.dumps(
-            dict(machine=machine(args.device), results=[vars(r) for r in results]), indent=1))
+            dict(machine=conditions, results=[vars(r) for r in results]), indent=1))
         plot(results, args.out.with_suffix('.png'))
 
 

@@ -1,0 +1,62 @@
+"""What the benchmarks share: time, memory, the machine, and how a size is written."""
+
+import argparse
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def milliseconds(step: Callable, device: str) -> float:
+    """That one call takes, from an idle device to an idle device."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def peak_memory(step: Callable, device: str) -> float:
+    """Of one call, in MiB above what the process held before it."""
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = _status('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak is counted from here
+    step()
+    return _status('VmHWM') - before
+
+
+def _status(name: str) -> float:
+    text = Path('/proc/self/status').read_text()
+    return int(re.search(rf'{name}:\s+(\d+) kB', text)[1]) / 2**10
+
+
+def machine(device: str) -> str:
+    """What it ran on."""
+    if device == 'cuda':
+        query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        name = f'{torch.cuda.get_device_name()}, driver {driver}, CUDA {torch.version.cuda}'
+    else:
+        text = Path('/proc/cpuinfo').read_text()
+        model = re.search(r'model name\s*:\s*(.*)', text)
+        name = f'{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads'
+    return f'{name}; PyTorch {torch.__version__}'
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width, of an argument such as 800x1344."""
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match or not all(map(int, match.groups())):
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form 800x1344')
+    return int(match[1]), int(match[2])

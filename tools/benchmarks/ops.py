@@ -1,0 +1,319 @@
+"""Speed and memory of every op's ways of computing, side by side in one run.
+
+    ops.py                          all ops on this machine, as a table
+    ops.py --out folder/name        also in folder/name.md and folder/name.json
+    ops.py --device cuda --dtype bfloat16 --sizes 800x1344 --only attention
+
+The sizes are those of the first three stages of SOFT-Norm-Tiny and InLine-PVT-Tiny. Beside the time
+stand the bytes and flops that the op cannot do without, as shares of the device's copy bandwidth
+and rate of matrix products, which are measured first. The reference is PyTorch's plain operators
+with whole matrices. A way whose output differs from the reference's fails the run.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measuring import machine, milliseconds, peak_memory, size_of
+from torch import Tensor
+
+from soft_mm.ops import (
+    dynamic_conv,
+    gaussian_kernel,
+    gaussian_product,
+    newton_inverse,
+    nystrom_attention,
+)
+from soft_mm.ops.dynamic_conv.reference import dynamic_conv as shifted_conv
+from soft_mm.ops.gaussian_kernel.extension import missing
+from soft_mm.ops.kernel import HAS_TRITON, INTERPRETED
+from soft_mm.ops.newton_inverse.reference import newton_inverse as plain_inverse
+
+REFERENCE = 'reference'
+HEADS, RATIOS, WIDTH = (2, 4, 10), (8, 4, 2), 32
+MODES = ('forward', 'training step')
+MORE_UNTIL = 300.  # milliseconds that the runs of a way take at least
+AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage's attention is given."""
+
+    batch: int
+    heads: int
+    hw: tuple[int, int]
+    landmarks: int
+
+    @classmethod
+    def of(cls, index: int, size: tuple[int, int], batch: int) -> 'Stage':
+        hw = tuple(side // (4 << index) for side in size)
+        return cls(batch, HEADS[index], hw,
+                   (hw[0] // RATIOS[index]) * (hw[1] // RATIOS[index]))
+
+    @property
+    def tokens(self) -> int:
+        return self.hw[0] * self.hw[1]
+
+    @property
+    def matrices(self) -> int:
+        return self.batch * self.heads
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(self.batch, self.heads, *shape)
+
+    def q(self) -> Tensor:
+        return self.random(self.tokens, WIDTH) * WIDTH**-0.25
+
+    def marks(self) -> Tensor:
+        return self.random(self.landmarks, WIDTH) * WIDTH**-0.25
+
+    def v(self) -> Tensor:
+        return self.random(self.tokens, WIDTH)
+
+
+def plain_kernel(q: Tensor, k: Tensor) -> Tensor:
+    norms = q.square().sum(-1, keepdim=True) + k.square().sum(-1).unsqueeze(-2)
+    return (q @ k.mT - norms / 2).clamp(max=0).exp()
+
+
+def plain_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain_kernel(q, k) @ v
+
+
+def landmark_matrix(stage: Stage) -> Tensor:
+    marks = stage.marks()
+    return plain_kernel(marks, marks) + 0.1 * torch.eye(stage.landmarks)
+
+
+def scale(p: Tensor) -> Tensor:
+    return 1.8 / p.detach().sum(-1).amax(-1)[..., None, None].square()
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op, and how much it has to do at least.
+
+    Attributes:
+        inputs: for a stage.
+        reference: with plain operators; takes the stage as well.
+        ours: takes the stage and the name of a way.
+        kernels: names of the ways.
+        work: for a stage, numbers read and written and flops of a forward pass, and of a training
+            step besides.
+        takes: whether it is measured at a stage.
+    """
+
+    inputs: Callable[[Stage], list[Tensor]]
+    reference: Callable[..., Tensor]
+    ours: Callable[..., Tensor]
+    kernels: tuple[str, ...]
+    work: Callable[[Stage], tuple[int, int, int, int]]
+    takes: Callable[[Stage], bool] = lambda stage: True
+
+
+def _kernel_work(s: Stage) -> tuple[int, ...]:
+    matrix, tokens = s.tokens * s.landmarks, (s.tokens + s.landmarks) * WIDTH
+    return tuple(s.matrices * n for n in (
+        tokens + matrix, 2 * matrix * WIDTH, 2 * tokens + 2 * matrix, 4 * matrix * WIDTH))
+
+
+def _product_work(s: Stage) -> tuple[int, ...]:
+    matrix, tokens = s.tokens * s.landmarks, (s.tokens + s.landmarks) * WIDTH
+    return tuple(s.matrices * n for n in (
+        2 * tokens, 4 * matrix * WIDTH, 4 * tokens, 10 * matrix * WIDTH))
+
+
+def _attention_work(s: Stage) -> tuple[int, ...]:
+    return tuple(2 * n for n in _product_work(s))
+
+
+def _inverse_work(s: Stage) -> tuple[int, ...]:
+    m = s.landmarks
+    return tuple(s.matrices * n for n in (2 * m**2, 80 * m**3, 3 * m**2, 4 * m**3))
+
+
+def _conv_work(s: Stage) -> tuple[int, ...]:
+    return tuple(s.matrices * WIDTH * s.tokens * n for n in (2, 18, 3, 36))
+
+
+OPS = {
+    'gaussian_kernel': Op(
+        lambda s: [s.q(), s.marks()],
+        lambda s, *x: plain_kernel(*x),
+        lambda s, way, *x: gaussian_kernel(*x, way),
+        ('torch', 'cuda'), _kernel_work),
+    'gaussian_product': Op(
+        lambda s: [s.marks(), s.q(), s.v()],
+        lambda s, *x: plain_product(*x),
+        lambda s, way, *x: gaussian_product(*x, way),
+        ('torch', 'triton'), _product_work),
+    'nystrom_attention': Op(
+        lambda s: [s.q(), s.v(), s.marks()],
+        lambda s, *x: nystrom_attention(*x, sym_norm=True, kernel=REFERENCE),
+        lambda s, way, *x: nystrom_attention(*x, sym_norm=True, kernel=way),
+        ('torch', 'cuda', 'triton'), _attention_work),
+    'newton_inverse': Op(
+        lambda s: [landmark_matrix(s)],
+        lambda s, p: plain_inverse(p.float(), scale(p.float())),
+        lambda s, way, p: newton_inverse(p, scale(p), 20, way == 'triton', way),
+        ('torch', 'triton'), _inverse_work, lambda s: s.landmarks <= 64),
+    'dynamic_conv': Op(
+        lambda s: [torch.randn(s.batch, s.tokens, s.heads * WIDTH),
+                   torch.randn(s.batch, s.heads * WIDTH, 3, 3)],
+        lambda s, v, f: shifted_conv(v, f, s.hw),
+        lambda s, way, v, f: dynamic_conv(v, f, s.hw, kernel=way),
+        ('torch', 'triton'), _conv_work),
+}
+
+
+@dataclass
+class Measured:
+    """Of one way: milliseconds of each call, mebibytes above the inputs, shares of the device."""
+
+    op: str
+    size: tuple[int, int]
+    stage: int
+    shape: tuple[int, int, int, int]  # B, h, N, m
+    mode: str
+    way: str
+    times: list[float] = field(default_factory=list)
+    memory: float = 0.
+    difference: float | None = None
+    of_copy: float = 0.
+    of_matmul: float = 0.
+
+    @property
+    def time(self) -> float:
+        return statistics.median(self.times)
+
+
+def ways_of(name: str, stage: Stage, device: str) -> dict[str, Callable]:
+    """Those that this machine has."""
+    op = OPS[name]
+    can = {'torch': True, 'triton': HAS_TRITON and device == 'cuda' or INTERPRETED,
+           'cuda': missing(device) is None}
+    ways = {REFERENCE: lambda *x: op.reference(stage, *x),
+            'torch.compile': torch.compile(lambda *x: op.reference(stage, *x), dynamic=False)}
+    ways |= {way: lambda *x, way=way: op.ours(stage, way, *x) for way in op.kernels if can[way]}
+    if name == 'nystrom_attention':
+        ways['softmax attention'] = lambda q, v, _: F.scaled_dot_product_attention(q, q, v)
+    return ways
+
+
+def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Numbers a millisecond that a copy reads and writes, and flops of a matrix product."""
+    long = torch.empty(2**28 if device == 'cuda' else 2**25, dtype=dtype, device=device)
+    other, side = torch.ones_like(long), 8192 if device == 'cuda' else 2048
+    square = torch.randn(side, side, dtype=dtype, device=device)
+    return (2 * long.numel() / fastest(lambda: long.copy_(other), device),
+            2 * side**3 / fastest(lambda: square @ square, device))
+
+
+def fastest(step: Callable, device: str) -> float:
+    return min(milliseconds(step, device) for _ in range(10))
+
+
+def measure(name: str, stage: Stage, device: str, dtype: torch.dtype,
+            speed: tuple[float, float]) -> list[dict]:
+    """Every way of an op at a stage, in each mode."""
+    torch.manual_seed(0)
+    inputs = [x.to(device, dtype).requires_grad_() for x in OPS[name].inputs(stage)]
+    with torch.no_grad():
+        expected = OPS[name].reference(stage, *(x.float() for x in inputs))
+    work, results = OPS[name].work(stage), []
+    for mode in MODES:
+        numbers, flops = work[:2] if mode == 'forward' else (work[0] + work[2], work[1] + work[3])
+        for way, fn in ways_of(name, stage, device).items():
+
+            def step(fn=fn, mode=mode) -> Tensor:
+                with torch.set_grad_enabled(mode != 'forward'):
+                    out = fn(*inputs)
+                if mode != 'forward':
+                    torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
+                return out.detach()
+
+            difference = None
+            out = step()  # also what is compiled or built once
+            if way != 'softmax attention':
+                difference = ((out - expected).abs().max() / expected.abs().max()).item()
+                if not difference <= AGREE[dtype]:
+                    raise SystemExit(f'{name} of {stage}: the output of {way!r} differs by '
+                                     f"{difference:.1e} from the reference's; its speed means "
+                                     'nothing')
+            del out
+            memory, times = peak_memory(step, device), []
+            while len(times) < 3 or sum(times) < MORE_UNTIL:
+                times.append(milliseconds(step, device))
+            time = statistics.median(times)
+            results.append(dict(mode=mode, way=way, times=times, memory=memory,
+                                difference=difference, of_copy=numbers / time / speed[0],
+                                of_matmul=flops / time / speed[1]))
+    return results
+
+
+def table(results: list[Measured]) -> str:
+    """Markdown."""
+    found = {(r.op, r.size, r.stage, r.mode, r.way): r.time for r in results}
+    lines = ['| op | image | stage | B, h, N, m | mode | way | time (ms) | fastest–slowest | '
+             'time: reference = 1 | memory (MiB) | of copy bandwidth | of matmul rate | '
+             'difference |', '|---' * 13 + '|']
+    for r in results:
+        reference = found[r.op, r.size, r.stage, r.mode, REFERENCE]
+        cells = [r.op, f'{r.size[0]}×{r.size[1]}', r.stage, ', '.join(map(str, r.shape)), r.mode,
+                 r.way, f'{r.time:.3g}', f'{min(r.times):.3g}–{max(r.times):.3g}',
+                 f'{r.time / reference:.2f}', f'{r.memory:.0f}', f'{r.of_copy:.0%}',
+                 f'{r.of_matmul:.0%}', '–' if r.difference is None else f'{r.difference:.0e}']
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return '\n'.join(lines)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--device', choices=['cpu', 'cuda'],
+                        default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', choices=[str(d).split('.')[1] for d in AGREE],
+                        default='float32')
+    parser.add_argument('--sizes', type=size_of, nargs='+', metavar='HxW',
+                        default=[(224, 224), (512, 512), (800, 1344)])
+    parser.add_argument('--stages', type=int, nargs='+', choices=[1, 2, 3], default=[1, 2, 3])
+    parser.add_argument('--batch', type=int, help='images; by default as many as make 128 of '
+                        '224×224 on a GPU, and 1 on a CPU')
+    parser.add_argument('--only', nargs='+', choices=list(OPS), default=list(OPS))
+    parser.add_argument('--out', type=Path, help='write FILE.md and FILE.json', metavar='FILE')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    dtype, results = getattr(torch, args.dtype), []
+    speed = rates(args.device, dtype)
+    for name in args.only:
+        for size in args.sizes:
+            images = 128 * 224**2 // (size[0] * size[1]) if args.device == 'cuda' else 1
+            for index in args.stages:
+                stage = Stage.of(index - 1, size, args.batch or max(1, images))
+                if not OPS[name].takes(stage):
+                    continue
+                torch.compiler.reset()
+                shape = stage.batch, stage.heads, stage.tokens, stage.landmarks
+                results += [Measured(name, size, index, shape, **found)
+                            for found in measure(name, stage, args.device, dtype, speed)]
+    conditions = (f'{machine(args.device)}, {args.dtype}; copy '
+                  f'{speed[0] * dtype.itemsize / 1e6:.3g} GB/s, matrix product '
+                  f'{speed[1] / 1e9:.3g} TFLOP/s')
+    text = f'{conditions}\n\n{table(results)}\n'
+    print(text)
+    if args.out:
+        args.out.with_suffix('.md').write_text(text)
+        args.out.with_suffix('.json').write_text(json.dumps(
+            dict(machine=conditions, results=[vars(r) for r in results]), indent=1))
+
+
+if __name__ == '__main__':
+    main()
