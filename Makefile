@@ -60,9 +60,10 @@ $(BIN)/.mmcv: $(BIN)/.requirements
 	    $(BIN)/python -W ignore -c 'import mmcv.ops'
 	@touch $@
 
-$(BIN)/.soft_mm: setup.py $(BIN)/.mmcv
-	$(STEP) 'install soft_mm' 'Remove .venv and run make again.' $(PIP) --editable .
+# With its compiled ops where there is a C++ compiler; FORCE_CUDA=1 builds them for GPUs too.
+$(BIN)/.soft_mm: setup.py $(wildcard csrc/*.cpp csrc/*/*.*) $(BIN)/.mmcv
+	$(STEP) 'install soft_mm' 'It needs the Python headers to compile (Debian: apt-get install python3-dev).' $(PIP) --editable .
 	@touch $@
 
 clean:
-	rm -rf .venv work_dirs data/shapes *.egg-info
+	rm -rf .venv work_dirs data/shapes build soft_mm/_C*.so *.egg-info

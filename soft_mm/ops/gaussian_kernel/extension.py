@@ -1,0 +1,99 @@
+"""The Gaussian kernel by exact differences: the compiled ops of csrc/gaussian_kernel.
+
+Where soft_mm._C is built, importing this file registers ``soft_mm::squared_distance``,
+``soft_mm::exact_gaussian_kernel`` and their gradient, ``soft_mm::weighted_differences``.
+"""
+
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+_OPS = torch.ops.soft_mm
+_BUILD = ('build it with `pip install --no-build-isolation -e .` and a C++ compiler, and for GPUs '
+          'with FORCE_CUDA=1 and nvcc')
+
+
+def missing(device: str = 'cpu') -> str | None:
+    """Why the ops cannot run on this type of device; None where they can."""
+    if _FAILURE is None and device == 'cuda' and not _HAS_CUDA:
+        return 'soft_mm._C is built for the CPU alone'
+    return _FAILURE
+
+
+def exact_gaussian_kernel(q: Tensor, k: Tensor) -> Tensor:
+    """``exp(-½‖q_i − k_j‖²)`` (SOFT, arXiv 2110.11945, §3.1), exactly 1 where tokens coincide.
+
+    Args:
+        q: ``(..., N, d)``, fp64, fp32, fp16 or bf16, any strides, d at most 128.
+        k: ``(..., m, d)``, same leading dimensions, dtype and device.
+
+    Returns:
+        ``(..., N, m)`` of the same dtype, computed in fp32 or better. Differentiable once, in both
+        arguments.
+
+    Raises:
+        RuntimeError: if the ops are not built for the device, or an argument is none of the above.
+    """
+    reason = missing(q.device.type)
+    if reason:
+        raise RuntimeError(f'the exact Gaussian kernel needs the compiled ops: {reason}; {_BUILD}')
+    return _OPS.exact_gaussian_kernel(q, k)
+
+
+def _distances(q: Tensor, k: Tensor) -> Tensor:
+    return q.new_empty(*q.shape[:-1], k.shape[-2])
+
+
+def _differences(weight: Tensor, factor: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _save_tokens(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _save_tokens_and_kernel(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output)
+
+
+def _squared_distance_backward(ctx, grad: Tensor):
+    q, k = ctx.saved_tensors
+    return (-2 * _OPS.weighted_differences(grad, None, q, k),
+            -2 * _OPS.weighted_differences(grad.mT, None, k, q))
+
+
+def _exact_gaussian_kernel_backward(ctx, grad: Tensor):
+    q, k, kernel = ctx.saved_tensors
+    return (_OPS.weighted_differences(grad, kernel, q, k),
+            _OPS.weighted_differences(grad.mT, kernel.mT, k, q))
+
+
+def _weighted_differences_backward(ctx, grad: Tensor):
+    raise RuntimeError('soft_mm::weighted_differences has no derivative: the compiled distances '
+                       'and kernels can be differentiated once')
+
+
+def _register(op: str, fake, backward, setup_context=None) -> None:
+    torch.library.register_fake(f'soft_mm::{op}', fake)
+    torch.library.register_autograd(f'soft_mm::{op}', backward, setup_context=setup_context)
+
+
+def _load() -> str | None:
+    """Register the ops; what went wrong, if anything."""
+    try:
+        import_module('soft_mm._C')
+    except ModuleNotFoundError:
+        return 'soft_mm._C is not built'
+    except ImportError as error:  # built for another torch, for instance
+        return f'soft_mm._C cannot be loaded ({error})'
+    _register('squared_distance', _distances, _squared_distance_backward, _save_tokens)
+    _register('exact_gaussian_kernel', _distances, _exact_gaussian_kernel_backward,
+              _save_tokens_and_kernel)
+    _register('weighted_differences', _differences, _weighted_differences_backward)
+    return None
+
+
+_FAILURE = _load()
+_HAS_CUDA = _FAILURE is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+    'soft_mm::exact_gaussian_kernel', 'CUDA')
