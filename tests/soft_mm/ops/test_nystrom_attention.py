@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from soft_mm.ops import nystrom_attention
+from soft_mm.ops.gaussian_kernel.extension import missing
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel
 from soft_mm.ops.newton_inverse.reference import newton_inverse
 from soft_mm.ops.newton_solve import rational
@@ -47,8 +48,10 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return q * 0.6, v, landmarks * torch.tensor([0.2, 0.6, 1.]).double().view(1, 3, 1, 1)
 
 
-@pytest.fixture(params=['torch', 'reference'])
+@pytest.fixture(params=['torch', 'reference', 'cuda'])
 def kernel(request) -> str:
+    if request.param == 'cuda' and missing():
+        pytest.skip(missing())
     return request.param
 
 
