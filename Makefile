@@ -10,11 +10,14 @@ WHEELHOUSE ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(if $(WHEELHOUSE),--find-links $(WHEELHOUSE))
+CORE := .venv-core
+TORCH ?= torch
+MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all test-core lint setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -31,6 +34,15 @@ test: lint
 
 test-all: lint
 	$(STEP) 'run all tests' 'The failures stand above.' $(BIN)/python -m pytest -m ''
+
+# The ops and backbones alone, with another Python, torch or MMEngine, in an environment of its own:
+# make test-core PYTHON=python3.12 TORCH='torch==2.4.1 numpy<2.3' MMENGINE=mmengine==0.10.7
+test-core:
+	$(STEP) 'make $(CORE)' 'Remove $(CORE) and run make again.' $(PYTHON) -m venv $(CORE)
+	$(STEP) 'install $(TORCH) and $(MMENGINE)' 'Check the network, the disk and the versions.' \
+	    $(CORE)/bin/python -m pip install --quiet $(TORCH) $(MMENGINE) numpy opencv-python-headless pytest
+	$(STEP) 'run the tests of soft_mm' 'The failures stand above.' \
+	    env PYTHONPATH=. $(CORE)/bin/python -m pytest -p no:cacheprovider tests/soft_mm
 
 lint: setup
 	$(STEP) 'lint' 'Run .venv/bin/ruff check --fix.' $(BIN)/ruff check .
@@ -66,4 +78,4 @@ $(BIN)/.soft_mm: setup.py $(wildcard csrc/*.cpp csrc/*/*.*) $(BIN)/.mmcv
 	@touch $@
 
 clean:
-	rm -rf .venv work_dirs data/shapes build soft_mm/_C*.so *.egg-info
+	rm -rf .venv $(CORE) work_dirs data/shapes build soft_mm/_C*.so *.egg-info

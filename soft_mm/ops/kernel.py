@@ -5,26 +5,31 @@ from importlib.util import find_spec
 
 import torch
 
-KERNELS = ('torch', 'triton', 'cuda', 'reference')
+KERNELS = ('torch', 'triton', 'cuda', 'reference', 'standard')
 FROM_ENVIRONMENT = os.environ.get('SOFT_MM_KERNEL')
-HAS_TRITON = find_spec('triton') is not None
+# Triton 3.2 comes with torch 2.6; earlier ones are not tested.
+HAS_TRITON = find_spec('triton') is not None and torch.__version__ >= (2, 6)
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 
 def chosen_kernel(kernel: str | None, device: torch.device) -> str:
     """The argument, or the environment's ``SOFT_MM_KERNEL``, or the fastest for the device.
 
-    An op that has no such way computes as 'torch' does.
+    An op that has no such way computes as 'torch' does. A model that ``torch.export`` or
+    ``torch.onnx.export`` traces gets 'standard', whatever the environment says.
 
     Args:
         kernel: 'torch' for compositions of PyTorch's own operators, 'triton' for fused kernels, the
             default on a GPU, 'cuda' for the compiled extension, 'reference' for the formulas as the
-            papers write them.
+            papers write them, 'standard' for operators that other runtimes have too, whole matrices
+            and no choice by size, so that one graph holds for every size.
         device: of the tensors.
 
     Raises:
         ValueError: for another kernel, or for Triton's on a device that it does not run on.
     """
+    if kernel is None and torch.compiler.is_exporting():
+        return 'standard'
     fastest = 'triton' if device.type == 'cuda' and HAS_TRITON else 'torch'
     kernel = kernel or FROM_ENVIRONMENT or fastest
     if kernel not in KERNELS:

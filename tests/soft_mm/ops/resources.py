@@ -1,7 +1,7 @@
-"""Compile every Triton kernel for a GPU that need not be there: ``ptxas.py CAPABILITY``.
+"""Compile every Triton kernel for a GPU that need not be there: ``resources.py CAPABILITY``.
 
 Prints for each: its name and what it is specialised for, and the bytes of shared memory of a block,
-the registers of a thread, and the bytes that a thread spills.
+the registers of a thread, and the bytes of its stack, where it spills others.
 """
 
 import re
@@ -18,7 +18,7 @@ from soft_mm.ops.dynamic_conv import triton_kernels as conv
 from soft_mm.ops.gaussian_product import triton_kernels as product
 from soft_mm.ops.newton_inverse import triton_kernels as inverse
 
-PTXAS = Path(triton.__file__).parent / 'backends/nvidia/bin/ptxas'
+CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 
 
 def report(capability: int, kernel, pointers: dict[str, str], constants: dict, floats=(),
@@ -30,14 +30,12 @@ def report(capability: int, kernel, pointers: dict[str, str], constants: dict, f
                if name in pointers}
     source = ASTSource(kernel, {k: kinds[k] for k in kernel.arg_names}, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder, 'kernel.ptx')
-        ptx.write_text(compiled.asm['ptx'])
-        arch = re.search(r'\.target (sm_\w+)', compiled.asm['ptx'])[1]
-        log = subprocess.run([PTXAS, '-v', f'--gpu-name={arch}', ptx, '-o', ptx.with_suffix('.o')],
-                             capture_output=True, text=True, check=True).stderr
-    registers, spilled = (re.search(pattern, log)[1]
-                          for pattern in (r'Used (\d+) registers', r'(\d+) bytes spill stores'))
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(compiled.asm['cubin'])
+        file.flush()
+        usage = subprocess.run([CUOBJDUMP, '--dump-resource-usage', file.name],
+                               capture_output=True, text=True, check=True).stdout
+    registers, spilled = (re.search(rf'{name}:(\d+)', usage)[1] for name in ('REG', 'STACK'))
     name = '-'.join((kernel.fn.__name__, *pointers.values(), *map(str, constants.values())))
     return f'{name} {compiled.metadata.shared} {registers} {spilled}'
 
