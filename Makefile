@@ -42,7 +42,7 @@ test-core:
 	$(STEP) 'install $(TORCH) and $(MMENGINE)' 'Check the network, the disk and the versions.' \
 	    $(CORE)/bin/python -m pip install --quiet $(TORCH) $(MMENGINE) numpy opencv-python-headless pytest
 	$(STEP) 'run the tests of soft_mm' 'The failures stand above.' \
-	    env PYTHONPATH=. $(CORE)/bin/python -m pytest -p no:cacheprovider tests/soft_mm
+	    env PYTHONPATH=$(CURDIR) $(CORE)/bin/python -m pytest -p no:cacheprovider tests/soft_mm
 
 lint: setup
 	$(STEP) 'lint' 'Run .venv/bin/ruff check --fix.' $(BIN)/ruff check .
