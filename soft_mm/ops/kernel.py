@@ -10,6 +10,8 @@ FROM_ENVIRONMENT = os.environ.get('SOFT_MM_KERNEL')
 # Triton 3.2 comes with torch 2.6; earlier ones are not tested.
 HAS_TRITON = find_spec('triton') is not None and torch.__version__ >= (2, 6)
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+# PyTorch before 2.7 does not tell.
+is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
 def chosen_kernel(kernel: str | None, device: torch.device) -> str:
@@ -28,7 +30,7 @@ def chosen_kernel(kernel: str | None, device: torch.device) -> str:
     Raises:
         ValueError: for another kernel, or for Triton's on a device that it does not run on.
     """
-    if kernel is None and torch.compiler.is_exporting():
+    if kernel is None and is_exporting():
         return 'standard'
     fastest = 'triton' if device.type == 'cuda' and HAS_TRITON else 'torch'
     kernel = kernel or FROM_ENVIRONMENT or fastest

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from inspect import Parameter, signature
+from numbers import Real
 
 import torch
 from mmengine.model import BaseModule
@@ -130,7 +131,14 @@ class Backbone(BaseModule):
         super().__init__(init_cfg)
         self.arch = self._parse_arch(arch, depths)
         self.img_size = to_2tuple(img_size)
+        if len(self.img_size) != 2 or not _are_integers(self.img_size, 1):
+            raise ValueError(f'img_size must be an integer over 0 or two, got {img_size!r}')
+        if not _are_integers([in_channels], 1):
+            raise ValueError(f'in_channels must be an integer over 0, got {in_channels!r}')
         self.in_channels = in_channels
+        if not (isinstance(drop_path_rate, Real) and 0 <= drop_path_rate < 1):
+            raise ValueError('drop_path_rate must be a number from 0 to below 1, '
+                             f'got {drop_path_rate!r}')
         self.drop_path_rate = drop_path_rate
         self.out_type = out_type
         self.out_indices = self._parse_out_indices(out_indices)
@@ -139,6 +147,9 @@ class Backbone(BaseModule):
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be an integer from -1 to {num_stages}, '
                              f'got {frozen_stages}')
+        for name, value in ('norm_eval', norm_eval), ('with_cp', with_cp):
+            if not isinstance(value, bool):
+                raise ValueError(f'{name} must be True or False, got {value!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -149,6 +160,9 @@ class Backbone(BaseModule):
 
         Maps ``(B, C, ⌈H/s⌉, ⌈W/s⌉)``, s the stride, for 'featmap', vectors ``(B, C)`` otherwise.
         """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f'{type(self).__name__} takes images of in_channels='
+                             f'{self.in_channels}, got {x.shape[1]} channels')
         outs = []
         for i, stage in enumerate(self.stages[:max(self.out_indices) + 1]):
             x, cls_token = stage(x)
@@ -217,14 +231,17 @@ class Backbone(BaseModule):
                 raise ValueError(f'arch must be one of {list(cls.arch_zoo)} or a dict, '
                                  f'got {arch!r}')
             arch = cls.arch_zoo[arch]
-        arch = {key: tuple(value) for key, value in arch.items()}
-        if depths is not None:
-            arch['depths'] = tuple(depths)
+        arch = {**arch, **({} if depths is None else {'depths': depths})}
         lengths = {key: len(value) for key, value in next(iter(cls.arch_zoo.values())).items()}
-        if {key: len(value) for key, value in arch.items()} != lengths:
+        if not all(map(_is_sequence, arch.values())) or lengths != {
+                key: len(value) for key, value in arch.items()}:
             raise ValueError(f'arch and depths must give a sequence of each of these lengths, '
                              f'{lengths}, got {arch}')
-        return arch
+        for key, value in arch.items():
+            least = 0 if key.endswith('depths') else 1
+            if not _are_integers(value, least):
+                raise ValueError(f'{key} of arch must be integers from {least} on, got {value}')
+        return {key: tuple(value) for key, value in arch.items()}
 
     def _parse_out_indices(self, out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
         if self.out_type not in self.out_types:
@@ -235,6 +252,9 @@ class Backbone(BaseModule):
             out_indices = range(number) if self.out_type == 'featmap' else -1
         if isinstance(out_indices, int):
             out_indices = (out_indices, )
+        if not _is_sequence(out_indices) or not out_indices:
+            raise ValueError(f'out_indices must be an integer or a sequence of integers, '
+                             f'got {out_indices!r}')
         for i in out_indices:
             if i not in range(-number, number):
                 raise ValueError(f'out_indices must be integers from {-number} to {number - 1}, '
@@ -244,3 +264,11 @@ class Backbone(BaseModule):
             raise ValueError(f"out_type 'cls_token' needs out_indices=({number - 1},), the stage "
                              f'with the class token, got {out_indices}')
         return out_indices
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _are_integers(values: Sequence, least: int) -> bool:
+    return all(isinstance(value, int) and value >= least for value in values)

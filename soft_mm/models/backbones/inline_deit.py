@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..layers import InLineAttention, LayerNorm2d, PatchEmbed, PositionEmbed, TransformerBlock
+from ..layers.sizes import ceil_div
 from .base import Backbone, ClassTokenStage
 
 PATCH_SIZE = 16
@@ -56,7 +57,7 @@ class InLineDeiT(Backbone):
                     nn.ConvTranspose2d(dims // 2, dims // 4, 2, 2)),
                 nn.ConvTranspose2d(dims, dims // 2, 2, 2),
                 nn.Identity(),
-                nn.MaxPool2d(2, ceil_mode=True),
+                nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2)),  # rounds up
             )
             self.pyramid = nn.ModuleDict({str(i): scales[i] for i in self.out_indices})
         self._initialise()
@@ -68,7 +69,7 @@ class InLineDeiT(Backbone):
         middle = stage.norm(stage(x)[0])
         outs = []
         for i in self.out_indices:
-            height, width = (-(-side // PYRAMID_STRIDES[i]) for side in x.shape[-2:])
+            height, width = (ceil_div(side, PYRAMID_STRIDES[i]) for side in x.shape[-2:])
             outs.append(self.pyramid[str(i)](middle)[..., :height, :width].contiguous())
         return tuple(outs)
 

@@ -113,7 +113,7 @@ class SOFT(Backbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         # Every map must have a landmark: at stride s, a side of r takes s·(r − 1) + 1 pixels.
         smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(STRIDES, RATIOS))
-        if min(x.shape[-2:]) < smallest:
+        if any(side < smallest for side in x.shape[-2:]):
             raise ValueError(f'SOFT takes images of at least {smallest}×{smallest} pixels, one '
                              f'landmark, got {x.shape[-2]}×{x.shape[-1]}')
         return super().forward(x)

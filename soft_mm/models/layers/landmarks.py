@@ -2,7 +2,9 @@ from math import isqrt
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
+
+from .sizes import ceil_div, smaller
 
 MODES = ('conv', 'avg_pool', 'random')
 
@@ -27,7 +29,8 @@ class Landmarks(nn.Module):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f'landmarks must be one of {list(MODES)}, got {mode!r}')
-        if num_landmarks is not None and num_landmarks < 1:
+        if num_landmarks is not None and not (
+                isinstance(num_landmarks, int) and num_landmarks >= 1):
             raise ValueError(f'num_landmarks must be None or at least 1, got {num_landmarks}')
         self.ratio = ratio
         self.mode = mode
@@ -43,14 +46,33 @@ class Landmarks(nn.Module):
             raise ValueError(f'a {hw[0]}×{hw[1]} map has no landmark: it needs at least '
                              f'{self.ratio}×{self.ratio}')
         if self.num_landmarks is not None:
-            grid = [min(side, isqrt(self.num_landmarks)) for side in grid]
+            grid = [smaller(side, isqrt(self.num_landmarks)) for side in grid]
         if self.mode == 'random':
             return q[:, :, torch.randperm(q.shape[2], device=q.device)[:grid[0] * grid[1]]]
         maps = q.flatten(0, 1).mT.unflatten(-1, hw)
         maps = self.conv(maps) if self.mode == 'conv' else F.avg_pool2d(maps, self.ratio)
-        if list(maps.shape[-2:]) != grid:
-            maps = F.adaptive_avg_pool2d(maps, grid)
+        if self.num_landmarks is not None:
+            maps = _averaged(maps, grid)
         tokens = maps.flatten(2).mT
         if self.mode == 'conv':
             tokens = F.gelu(self.norm(tokens))
         return tokens.unflatten(0, q.shape[:2])
+
+
+def _averaged(maps: Tensor, grid: list[int]) -> Tensor:
+    """``(B, C, H, W)`` -> ``(B, C, *grid)``: adaptive average pooling, for symbolic sizes too."""
+    sides = maps.shape[-2:]
+    if not any(isinstance(side, SymInt) for side in sides):
+        return maps if list(sides) == grid else F.adaptive_avg_pool2d(maps, grid)
+    # Other runtimes cannot pool to a size that varies, but they can multiply.
+    rows, columns = (_averages(side, cells, maps) for side, cells in zip(sides, grid))
+    return rows @ maps @ columns.mT
+
+
+def _averages(side: int, cells: int, like: Tensor) -> Tensor:
+    """A row for each cell: equal weights, which sum to 1, of its places. ``(cells, side)``."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    first, end = cell * side // cells, ceil_div((cell + 1) * side, cells)
+    place = torch.arange(side, device=like.device)
+    inside = (first <= place) & (place < end)
+    return inside.to(like) / (end - first)

@@ -3,6 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .norm import LayerNorm2d
+from .sizes import ceil_div
 
 
 class ConvPatchEmbed(nn.Sequential):
@@ -80,5 +81,5 @@ class PatchMerging(nn.Module):
 
 
 def _pad_to_multiple(x: Tensor, size: int) -> Tensor:
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % size, 0, -height % size))
+    height, width = (ceil_div(side, size) * size - side for side in x.shape[-2:])
+    return F.pad(x, (0, width, 0, height))

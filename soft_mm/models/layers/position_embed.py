@@ -2,6 +2,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sizes import known
+
 
 class _Table(nn.Module):
     """A learned table ``(1, C, H, W)``; one of another height or width is resized when it loads."""
@@ -58,6 +60,6 @@ class RelativePositionBias(_Table):
 
 
 def _resize(table: Tensor, size: tuple[int, int]) -> Tensor:
-    if table.shape[-2:] == size:
+    if all(known(has == wanted) for has, wanted in zip(table.shape[-2:], size)):
         return table
     return F.interpolate(table, size=size, mode='bilinear', align_corners=False)

@@ -30,6 +30,8 @@ class SOFTAttention(nn.Module):
         super().__init__()
         check_heads(dims, num_heads)
         check_solver(solver, alpha_scope)
+        if kernel_size % 2 == 0:
+            raise ValueError(f'kernel_sizes must be odd, got {kernel_size}')
         self.num_heads = num_heads
         self.sym_norm = sym_norm
         self.solver = solver

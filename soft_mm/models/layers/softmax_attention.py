@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .heads import check_heads
 from .position_embed import RelativePositionBias
+from .sizes import smaller
 from .windows import Windows
 
 
@@ -55,7 +56,7 @@ class WindowAttention(nn.Module):
         """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
         windows = Windows.fit(hw, self.window_size, self.shifted)
         mask = self.relative_position_bias(windows.size)[None]
-        if any(windows.shift):
+        if windows.shifted:
             regions = windows.regions(x.device)
             apart = regions[:, None, :, None] != regions[:, None, None, :]
             mask = mask - 100. * apart  # as the released models do, not −∞
@@ -99,7 +100,7 @@ class CrossShapedAttention(nn.Module):
         """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
         shapes = [hw]
         if self.stripe_size is not None:
-            height, width = (min(side, self.stripe_size) for side in hw)
+            height, width = (smaller(side, self.stripe_size) for side in hw)
             shapes = [(hw[0], width), (height, hw[1])]
         branches = self.qkv(x).unflatten(-1, (3, len(shapes), -1)).unbind(3)
         outs = [self._branch(qkv.flatten(2), Windows(hw, shape), lepe)

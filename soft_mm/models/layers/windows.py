@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sizes import ceil_div, known, smaller
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -25,8 +27,10 @@ class Windows:
     @classmethod
     def fit(cls, hw: tuple[int, int], size: int, shifted: bool) -> 'Windows':
         """Square windows, moved by half their size if ``shifted``; the map where it is smaller."""
-        return cls(hw, tuple(min(side, size) for side in hw),
-                   tuple(size // 2 if shifted and side > size else 0 for side in hw))
+        # (side − 1) // size is 0 where one window takes the whole side.
+        return cls(hw, tuple(smaller(side, size) for side in hw),
+                   tuple(smaller((side - 1) // size * size, size // 2) if shifted else 0
+                         for side in hw))
 
     def split(self, x: Tensor) -> Tensor:
         """``(B, H·W, C)`` -> ``(B·number of windows, h·w, C)``, padded with zeros."""
@@ -34,7 +38,7 @@ class Windows:
         x = x.unflatten(1, self.hw)
         if self.padded:
             x = F.pad(x, (0, 0, 0, columns * w - self.hw[1], 0, rows * h - self.hw[0]))
-        if any(self.shift):
+        if self.shifted:
             x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         x = x.unflatten(2, (columns, w)).unflatten(1, (rows, h)).transpose(2, 3)
         return x.flatten(3, 4).flatten(0, 2)
@@ -43,7 +47,7 @@ class Windows:
         """The inverse of ``split``: ``(B·number of windows, h·w, C)`` -> ``(B, H·W, C)``."""
         x = windows.unflatten(1, self.size).unflatten(0, (-1, *self._grid))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        if any(self.shift):
+        if self.shifted:
             x = x.roll(self.shift, (1, 2))
         return x[:, :self.hw[0], :self.hw[1]].flatten(1, 2)
 
@@ -70,9 +74,14 @@ class Windows:
 
     @property
     def _grid(self) -> tuple[int, int]:
-        return tuple(-(-side // size) for side, size in zip(self.hw, self.size))
+        return tuple(ceil_div(side, size) for side, size in zip(self.hw, self.size))
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the windows may be moved."""
+        return not all(known(shift == 0) for shift in self.shift)
 
     @property
     def padded(self) -> bool:
-        """Whether some tokens of the windows are padding."""
-        return any(side % size for side, size in zip(self.hw, self.size))
+        """Whether some tokens of the windows may be padding."""
+        return not all(known(side % size == 0) for side, size in zip(self.hw, self.size))

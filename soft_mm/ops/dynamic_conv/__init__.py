@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..kernel import chosen_kernel
 from .grouped import grouped_dynamic_conv
+from .reference import dynamic_conv as shifted_dynamic_conv
 
 
 def dynamic_conv(v: Tensor, filters: Tensor, hw: tuple[int, int], bias: Tensor | None = None,
@@ -16,7 +17,8 @@ def dynamic_conv(v: Tensor, filters: Tensor, hw: tuple[int, int], bias: Tensor |
         hw: ``(H, W)``.
         bias: ``(C,)``, the same for all maps.
         kernel: 'triton', by default on a GPU, leaves the tokens where they are; 'torch' is a
-            convolution of B·C groups.
+            convolution of B·C groups; 'standard' is nine shifted maps, as in other runtimes the
+            number of groups cannot vary.
 
     Returns:
         ``(B, H·W, C)``.
@@ -31,7 +33,10 @@ def dynamic_conv(v: Tensor, filters: Tensor, hw: tuple[int, int], bias: Tensor |
             'v must be (B, H·W, C), filters (B, C, 3, 3) and bias (C,), got '
             f'{tuple(v.shape)}, {tuple(filters.shape)} and '
             f'{bias if bias is None else tuple(bias.shape)} for (H, W) = {tuple(hw)}')
-    if chosen_kernel(kernel, v.device) == 'triton':
+    kernel = chosen_kernel(kernel, v.device)
+    if kernel == 'standard':
+        return shifted_dynamic_conv(v, filters, hw, bias)
+    if kernel == 'triton':
         from . import triton_kernels
         if triton_kernels.take(v):
             return triton_kernels.fused_dynamic_conv(v, filters.to(v.dtype), bias, *hw)

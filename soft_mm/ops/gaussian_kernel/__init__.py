@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..kernel import chosen_kernel
 from ..precision import at_least_fp32
-from .expanded import expanded_gaussian_kernel
+from .expanded import expanded_gaussian_kernel, expansion
 
 
 @at_least_fp32
@@ -15,7 +15,8 @@ def gaussian_kernel(q: Tensor, k: Tensor, kernel: str | None = None) -> Tensor:
         q: ``(..., N, d)``, any strides.
         k: ``(..., m, d)``, same leading dimensions and device.
         kernel: 'cuda' for the compiled extension, which takes exact differences on GPU and CPU and
-            head widths of at most 128; PyTorch's operators otherwise.
+            head widths of at most 128; 'standard' for PyTorch's operators, without an op around
+            them; PyTorch's operators otherwise.
 
     Returns:
         ``(..., N, m)``, values in [0, 1], in fp32 or better. Differentiable in both arguments.
@@ -28,7 +29,10 @@ def gaussian_kernel(q: Tensor, k: Tensor, kernel: str | None = None) -> Tensor:
     if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
         raise ValueError('q must be (..., N, d) and k (..., m, d) with equal leading dimensions '
                          f'and d, got {tuple(q.shape)} and {tuple(k.shape)}')
-    if chosen_kernel(kernel, q.device) == 'cuda':
+    kernel = chosen_kernel(kernel, q.device)
+    if kernel == 'standard':
+        return expansion(q, k)
+    if kernel == 'cuda':
         from .extension import exact_gaussian_kernel
         return exact_gaussian_kernel(q, k)
     return expanded_gaussian_kernel(q, k)

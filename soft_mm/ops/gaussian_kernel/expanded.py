@@ -22,11 +22,14 @@ def widened(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((q, q_norm, q_one), -1), torch.cat((k, k_one, k_norm), -1)
 
 
-@torch.library.custom_op('soft_mm::gaussian_kernel', mutates_args=())
-def expanded_gaussian_kernel(q: Tensor, k: Tensor) -> Tensor:
+def expansion(q: Tensor, k: Tensor) -> Tensor:
     """Same numbers as the reference: q ``(..., N, d)``, k ``(..., m, d)`` -> ``(..., N, m)``."""
     q, k = widened(*centred(q, k))
     return (q @ k.mT).clamp_(max=0).exp_()
+
+
+expanded_gaussian_kernel = torch.library.custom_op(
+    'soft_mm::gaussian_kernel', expansion, mutates_args=())
 
 
 @expanded_gaussian_kernel.register_fake

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..gaussian_kernel import gaussian_kernel
 from ..kernel import chosen_kernel
 from ..shapes import check_shapes
 from .op import gaussian_product as _gaussian_product
@@ -15,7 +16,8 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None)
         k: ``(..., N, d)``, same leading dimensions and device.
         v: ``(..., N, e)``.
         kernel: 'triton' keeps tiles of the matrix in registers, for fp32 and less and widths of at
-            most 64; 'torch' for all others and by default on a CPU.
+            most 64; 'torch' for all others and by default on a CPU; 'standard' has the whole
+            matrix.
 
     Returns:
         ``(..., M, e)`` in fp32 or better. Differentiable in all three.
@@ -25,4 +27,7 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None)
             the kernel does not exist.
     """
     check_shapes(q, k, v)
-    return _gaussian_product(q, k, v, chosen_kernel(kernel, q.device))
+    kernel = chosen_kernel(kernel, q.device)
+    if kernel == 'standard':
+        return gaussian_kernel(q, k, kernel) @ v
+    return _gaussian_product(q, k, v, kernel)

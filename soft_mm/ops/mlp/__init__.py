@@ -22,13 +22,13 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
         weight2: ``(E, H)``.
         bias2: ``(E,)``.
         approximate: of GELU, as PyTorch has it: 'none' or 'tanh'.
-        kernel: 'torch', or 'reference' for all tokens at once.
+        kernel: 'torch', or 'reference' or 'standard' for all tokens at once.
 
     Returns:
         ``(..., E)``.
     """
     arguments = x, weight1, bias1, weight2, bias2, approximate
-    if (chosen_kernel(kernel, x.device) == 'reference' or not is_worthwhile(x, weight1)
-            or torch.is_autocast_enabled(x.device.type)):
+    if (chosen_kernel(kernel, x.device) in ('reference', 'standard')
+            or not is_worthwhile(x, weight1) or torch.is_autocast_enabled(x.device.type)):
         return whole_mlp(*arguments)
     return tiled_mlp(*arguments)

@@ -5,6 +5,7 @@ from torch import Tensor
 from ..kernel import chosen_kernel
 from ..precision import at_least_fp32
 from .implicit import implicit_newton_inverse
+from .reference import newton_inverse as standard_newton_inverse
 
 
 @at_least_fp32
@@ -24,7 +25,8 @@ def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20,
         until_converged: stop where further iterations would change no digit of any matrix. Where
             PyTorch iterates, each iteration then waits for the device.
         kernel: 'triton' iterates matrices of at most 64 rows in one launch, in fp32; 'torch' all
-            others, and by default on a CPU.
+            others, and by default on a CPU; 'standard' all of them, with the gradient through
+            every step.
 
     Returns:
         ``(..., m, m)`` in fp32 or better.
@@ -39,5 +41,7 @@ def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20,
         raise ValueError(f'iterations must be at least 0, got {iterations}')
     if alpha is None:
         alpha = 1.8 / p.detach().abs().sum(-1).amax(-1)[..., None, None].square()
-    return implicit_newton_inverse(p, alpha, iterations, until_converged,
-                                   chosen_kernel(kernel, p.device))
+    kernel = chosen_kernel(kernel, p.device)
+    if kernel == 'standard':
+        return standard_newton_inverse(p, alpha, iterations)
+    return implicit_newton_inverse(p, alpha, iterations, until_converged, kernel)

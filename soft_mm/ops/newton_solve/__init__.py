@@ -20,7 +20,7 @@ def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20,
         v: ``(..., m, e)``, same leading dimensions.
         alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; ``0 < α·λmax² < 2``.
         iterations: number of iterations, at least 0.
-        kernel: of :func:`newton_inverse`, for matrices that are iterated.
+        kernel: of :func:`newton_inverse`, for matrices that are iterated: with 'standard' all.
 
     Returns:
         ``(..., m, e)`` in fp32 or better.
@@ -31,8 +31,8 @@ def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20,
     if p.shape[:-1] != v.shape[:-1]:
         raise ValueError(f'p must be (..., m, m) and v (..., m, e) with equal leading dimensions '
                          f'and m, got {tuple(p.shape)} and {tuple(v.shape)}')
-    if is_worthwhile(p.shape[-1], iterations):
-        return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations)
     kernel = chosen_kernel(kernel, p.device)
+    if kernel != 'standard' and is_worthwhile(p.shape[-1], iterations):
+        return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations)
     until_converged = kernel == 'triton' or p.device.type == 'cpu'  # nothing waits for it there
     return newton_inverse(p, alpha, iterations, until_converged, kernel) @ v

@@ -31,7 +31,8 @@ def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = 
         alpha_scope: scale of the iteration's start, one a 'matrix' or one a 'batch'.
         kernel: 'triton', by default on a GPU, has K1 in registers only; 'torch' in tiles, or whole
             where it is no larger than one; 'cuda' whole, made by the compiled extension;
-            'reference' whole, with the iterations themselves.
+            'reference' whole, with the iterations themselves; 'standard' likewise, in operators
+            that other runtimes have too.
 
     Returns:
         ``(B, h, N, e)`` in fp32 or better.
@@ -44,7 +45,11 @@ def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = 
     kernel = chosen_kernel(kernel, q.device)
     if kernel == 'reference' and solver == 'newton':
         solver = 'iteration'
-    one_tile = prod(q.shape[:-1]) * landmarks.shape[-2] <= tile_size(q.device)
-    whole = kernel in ('reference', 'cuda') or kernel == 'torch' and one_tile
+    whole = (kernel in ('reference', 'cuda', 'standard')
+             or kernel == 'torch' and _fits_a_tile(q, landmarks))
     attend = whole_nystrom_attention if whole else tiled_nystrom_attention
     return attend(q, v, landmarks, sym_norm, solver, alpha_scope, kernel)
+
+
+def _fits_a_tile(q: Tensor, landmarks: Tensor) -> bool:
+    return prod(q.shape[:-1]) * landmarks.shape[-2] <= tile_size(q.device)

@@ -30,7 +30,7 @@ def solve(k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str,
     if sym_norm:
         v = v * row_sums.rsqrt()
     if solver == 'ridge':
-        v = ridge_solve(k2, v, RIDGE)
+        v = ridge_solve(k2, v, RIDGE, kernel)
     else:
         norm = row_sums.detach().amax(-2, keepdim=True)  # ‖K2‖₁: K2 is symmetric and positive
         if alpha_scope == 'batch':

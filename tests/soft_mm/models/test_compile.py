@@ -1,0 +1,116 @@
+"""torch.compile and torch.export of every backbone: the same numbers, without a graph break."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import soft_mm
+
+STAGES = dict(channels=(16, 32, 48, 64), num_heads=(2, 4, 6, 8), depths=(1, 1, 1, 1))
+SOFT = dict(type='SOFT', arch=dict(STAGES, kernel_sizes=(9, 5, 3)))
+MODELS = {
+    'SOFT': SOFT,
+    'SOFT-Norm': dict(SOFT, sym_norm=True),
+    'iteration': dict(SOFT, sym_norm=True, solver='iteration'),
+    'ridge': dict(SOFT, sym_norm=True, solver='ridge'),
+    'alpha of a batch': dict(SOFT, sym_norm=True, alpha_scope='batch'),
+    'average landmarks': dict(SOFT, landmarks='avg_pool'),
+    'random landmarks': dict(SOFT, landmarks='random'),
+    'few landmarks': dict(SOFT, num_landmarks=4),
+    'InLineDeiT': dict(type='InLineDeiT',
+                       arch=dict(channels=(32, ), num_heads=(4, ), depths=(2, ))),
+    'pyramid': dict(type='InLineDeiT', pyramid=True,
+                    arch=dict(channels=(32, ), num_heads=(4, ), depths=(2, ))),
+    'InLinePVT': dict(type='InLinePVT', arch=dict(STAGES, mlp_ratios=(8, 8, 4, 4))),
+    'InLineSwin': dict(type='InLineSwin', window_size=2, inline_window_size=5,
+                       arch=dict(STAGES, depths=(2, 1, 2, 1), inline_depths=(2, 1, 0, 0))),
+    'InLineCSwin': dict(type='InLineCSwin', arch=STAGES, stripe_size=3),
+}
+FAMILIES = ('SOFT-Norm', 'InLineDeiT', 'InLinePVT', 'InLineSwin', 'InLineCSwin')
+
+
+def build(name: str, mode: str) -> nn.Module:
+    torch.manual_seed(0)
+    kwargs = dict(MODELS[name])
+    return getattr(soft_mm, kwargs.pop('type'))(img_size=64, **kwargs).train(mode == 'training')
+
+
+def image(*size: int) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(0))
+
+
+def with_gradients(model: nn.Module, call, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps, and the gradients of the image and of all parameters."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    torch.manual_seed(1)
+    maps = call(x)
+    sum(m.square().mean() for m in maps).backward()
+    return list(maps), [x.grad, *(p.grad for p in model.parameters())]
+
+
+def assert_same(ours: list[Tensor], expected: list[Tensor], rtol: float) -> None:
+    """To ``rtol`` of the largest value of all, as some gradients are 0 but for rounding."""
+    atol = rtol * max(t.abs().max().item() for t in expected)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def check(name: str, mode: str, backend: str, sizes: list[tuple[int, int]],
+          dynamic: bool = False) -> None:
+    torch._dynamo.reset()
+    model = build(name, mode)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
+    for size in sizes:
+        x = image(2, 3, *size)
+        expected = with_gradients(model, model, x)
+        if dynamic:
+            torch._dynamo.mark_dynamic(x, (2, 3))
+        ours = with_gradients(compiled, compiled, x)
+        assert_same(ours[0], expected[0], 1e-4)
+        assert_same(ours[1], expected[1], 1e-3)
+
+
+@pytest.mark.parametrize('mode', ['eval', 'training'])
+@pytest.mark.parametrize('name', MODELS)
+def test_compiles_without_a_graph_break(name, mode):
+    check(name, mode, 'aot_eager', [(97, 70)])
+
+
+@pytest.mark.parametrize('name', ['SOFT-Norm', 'InLineDeiT'])
+def test_one_graph_for_two_sizes(name):
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        check(name, 'training', 'aot_eager', [(161, 203), (203, 190)], dynamic=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['InLinePVT', 'InLineSwin', 'InLineCSwin'])
+def test_dynamic_sizes(name):
+    check(name, 'training', 'aot_eager', [(161, 203), (203, 190)], dynamic=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('mode', ['eval', 'training'])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_inductor(name, mode):
+    check(name, mode, 'inductor', [(97, 70)])
+
+
+@pytest.mark.parametrize('name', [
+    'SOFT-Norm', 'ridge', 'few landmarks', 'InLineDeiT', 'pyramid',
+    *(pytest.param(name, marks=pytest.mark.long)
+      for name in ('InLinePVT', 'InLineSwin', 'InLineCSwin'))])
+@torch.no_grad()
+def test_exports_for_any_size(name):
+    """With operators of PyTorch's alone, so that the program needs no soft_mm."""
+    model = build(name, 'eval')
+    dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(model, (image(1, 3, 161, 203), ), dynamic_shapes=(dynamic, ))
+    assert not [node for node in program.graph.nodes if 'soft_mm' in str(node.target)]
+    # Its guards are of strides, which the graph does not use.
+    exported = program.module(check_guards=False)
+    for size in (161, 203), (203, 161), (320, 448), (128, 128):
+        x = image(1, 3, *size)
+        assert_same(list(exported(x)), list(model(x)), 1e-4)

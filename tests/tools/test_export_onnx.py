@@ -1,0 +1,104 @@
+"""The exported file in ONNX Runtime, and what the tool refuses."""
+
+import re
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+TOOL = 'deployment/export_onnx.py'
+SOFT = 'configs/imagenet/soft-norm-tiny_8xb128-300e_in1k.py'
+DEIT = 'configs/imagenet/inline-deit-tiny_8xb512-300e_in1k.py'
+PVT = 'configs/imagenet/inline-pvt-tiny_8xb128-300e_in1k.py'
+SWIN = 'configs/imagenet/inline-swin-tiny_8xb128-300e_in1k.py'
+RETINANET = 'configs/coco/retinanet_soft-norm-tiny_fpn_1x_coco.py'
+MASK_RCNN = 'configs/coco/mask-rcnn_soft-norm-tiny_fpn_1x_coco.py'
+SIZES = (200, 333), (320, 448), (448, 192)
+SHALLOW = ['model.backbone.depths=(1,1,1,1)']
+MAPS = [f'stage{i}' for i in (1, 2, 3, 4)]
+PREDICTIONS = [f'{name}{i}' for name in ('cls_scores', 'bbox_preds') for i in range(5)]
+CASES = {
+    'DeiT classifier': (DEIT, ['model.backbone.depths=(1,)'], 'network', ['logits']),
+    'SOFT-Norm backbone': (SOFT, [*SHALLOW, 'model.backbone.out_type=featmap'], 'backbone', MAPS),
+    'SOFT-Norm classifier': (SOFT, SHALLOW, 'network', ['logits']),
+    'SOFT-Norm RetinaNet': (RETINANET, [*SHALLOW, 'model.bbox_head.stacked_convs=1'], 'network',
+                            PREDICTIONS),
+    'PVT classifier': (PVT, SHALLOW, 'network', ['logits']),
+}
+LONG = [name for name in CASES if name != 'DeiT classifier']
+
+
+def build(config: str, options: dict) -> torch.nn.Module:
+    torch.manual_seed(0)
+    cfg = Config.fromfile(ROOT / config)
+    cfg.merge_from_dict(options)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model).eval()
+
+
+def flat(outs) -> list[Tensor]:
+    return [outs] if isinstance(outs, Tensor) else [t for out in outs for t in flat(out)]
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES])
+def test_numbers(run_tool, parse_options, tmp_path, name):
+    config, options, part, names = CASES[name]
+    model = build(config, parse_options(options))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
+    done = run_tool(TOOL, config, tmp_path / 'model.onnx', '--part', part,
+                    '--checkpoint', tmp_path / 'weights.pth', '--cfg-options', *options)
+    assert len(re.findall(r'agrees with PyTorch to \S+e-0[4-9] ', done.stdout)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['model.onnx', 'weights.pth']
+
+    graph = onnx.load(tmp_path / 'model.onnx')
+    assert {node.domain for node in graph.graph.node} == {''}
+    assert not graph.functions
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    assert [out.name for out in session.get_outputs()] == names
+    for size in SIZES:
+        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = flat((model.backbone if part == 'backbone' else model)(image))
+        for ours, out in zip(session.run(None, dict(image=image.numpy())), expected, strict=True):
+            assert (torch.from_numpy(ours) - out).abs().max() < 1e-4 * out.abs().max()
+
+
+def write_other_model(path: Path) -> None:
+    torch.save(dict(state_dict={'conv.weight': torch.ones(3)}), path)
+
+
+BAD = {
+    'no such checkpoint': (DEIT, 'a.onnx', ['--checkpoint', 'absent.pth'], 'absent.pth'),
+    'text': (DEIT, 'a.onnx', ['--checkpoint', 'text.pth'], 'is no checkpoint'),
+    'another model': (DEIT, 'a.onnx', ['--checkpoint', 'other.pth'], 'Missing key'),
+    'no such config': ('configs/absent.py', 'a.onnx', [], 'absent.py'),
+    'no folder': (DEIT, 'absent/a.onnx', [], 'there is no folder'),
+    'suffix': (DEIT, 'a.pt', [], 'must end in .onnx'),
+    'too small': (DEIT, 'a.onnx', ['--size', '64x224'], "'64x224' must be HxW"),
+    'no size': (DEIT, 'a.onnx', ['--size', '224'], "'224' must be HxW"),
+    'two stages': (MASK_RCNN, 'a.onnx', [], 'takes ImageClassifier and RetinaNet, got MaskRCNN'),
+    'windows': (SWIN, 'a.onnx', [], 'InLineSwin attends in windows or stripes'),
+    'random landmarks': (SOFT, 'a.onnx', ['--cfg-options', 'model.backbone.landmarks=random'],
+                         "landmarks='random'"),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_refuses(run_tool, tmp_path, case):
+    config, out, options, message = BAD[case]
+    (tmp_path / 'text.pth').write_text('not a checkpoint')
+    write_other_model(tmp_path / 'other.pth')
+    before = set(tmp_path.iterdir())
+    options = [tmp_path / option if option.endswith('.pth') else option for option in options]
+    done = run_tool(TOOL, config, tmp_path / out, *options, check=False)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert set(tmp_path.iterdir()) == before
