@@ -1,6 +1,12 @@
-"""The registry through which every OpenMMLab toolbox builds our models."""
+"""The registries through which every OpenMMLab toolbox builds our models, datasets and hooks."""
 
+from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='soft_mm', locations=['soft_mm.models'])
+DATASETS = Registry(
+    'dataset', parent=ROOT_DATASETS, scope='soft_mm', locations=['soft_mm.datasets'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='soft_mm',
+                 locations=['soft_mm.utils', 'soft_mm.datasets'])

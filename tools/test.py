@@ -6,9 +6,8 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
-from mmengine.runner import Runner
 
-from soft_mm.utils import process_group
+from soft_mm.utils import Runner, process_group, set_checkpoint_reader
 
 # How each toolbox is told to draw every picture into a folder: options of its visualization hook.
 DRAW = {
@@ -32,6 +31,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a model of any task.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--trust-pickle', action='store_true',
+                        help='run the code that checkpoints may contain: only for files you trust')
     parser.add_argument('--work-dir', help='logs; default work_dirs/CONFIG_NAME')
     parser.add_argument('--out', type=result_file, metavar='FILE',
                         help='write the metrics (.json) or the predictions (.pkl)')
@@ -65,6 +66,7 @@ def main() -> None:
             dict(type=dump_type, out_file_path=str(args.out)),
         ]
 
+    set_checkpoint_reader(args.trust_pickle)
     with process_group(cfg):
         metrics = Runner.from_cfg(cfg).test()
         if not is_main_process():

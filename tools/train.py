@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
 
-from soft_mm.utils import process_group
+from soft_mm.utils import Runner, last_checkpoint, process_group, set_checkpoint_reader
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +17,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the lr by the images a step over the config's base_batch_size")
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from CHECKPOINT, or from the last one in the work dir')
+                        help='go on from CHECKPOINT, or from the last whole one in the work dir')
+    parser.add_argument('--trust-pickle', action='store_true',
+                        help='run the code that checkpoints may contain: only for files you trust')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='settings that override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
@@ -40,13 +41,19 @@ def load_config(args: argparse.Namespace) -> Config:
             raise SystemExit(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        checkpoint = last_checkpoint(Path(cfg.work_dir)) if args.resume == 'auto' else args.resume
+        if checkpoint:
+            cfg.resume = True
+            cfg.load_from = str(checkpoint)
+        else:
+            print(f'--resume: {cfg.work_dir} has no checkpoint; training starts at the beginning')
     return cfg
 
 
 def main() -> None:
-    cfg = load_config(parse_args())
+    args = parse_args()
+    cfg = load_config(args)
+    set_checkpoint_reader(args.trust_pickle)
     with process_group(cfg):
         Runner.from_cfg(cfg).train()
 

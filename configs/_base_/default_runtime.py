@@ -4,7 +4,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    seed=dict(type='soft_mm.SeedHook'),
+    bad_numbers=dict(type='soft_mm.BadNumbersHook', on_bad_numbers='stop'))
 
 env_cfg = dict(
     cudnn_benchmark=False,

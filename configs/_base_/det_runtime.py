@@ -3,7 +3,7 @@ _base_ = './default_runtime.py'
 default_scope = 'mmdet'
 default_hooks = dict(
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP'),
+        type='soft_mm.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP'),
     visualization=dict(type='DetVisualizationHook'))
 visualizer = dict(
     type='DetLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])

@@ -3,7 +3,11 @@ _base_ = './default_runtime.py'
 default_scope = 'mmseg'
 default_hooks = dict(
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3, save_best='mIoU'),
+        type='soft_mm.CheckpointHook',
+        by_epoch=False,
+        interval=16000,
+        max_keep_ckpts=3,
+        save_best='mIoU'),
     visualization=dict(type='SegVisualizationHook'))
 visualizer = dict(
     type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])

@@ -1,3 +1,19 @@
+from .bad_numbers_hook import BadNumbersHook
+from .checkpoint_hook import CheckpointHook
+from .checkpoints import last_checkpoint, load_checkpoint, set_checkpoint_reader
 from .distributed import process_group
+from .runner import Runner
+from .seed_hook import SeedHook
+from .whole_files import whole_file
 
-__all__ = ['process_group']
+__all__ = [
+    'BadNumbersHook',
+    'CheckpointHook',
+    'Runner',
+    'SeedHook',
+    'last_checkpoint',
+    'load_checkpoint',
+    'process_group',
+    'set_checkpoint_reader',
+    'whole_file',
+]

@@ -1,14 +1,68 @@
 import importlib
+import multiprocessing
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope='session')
 def tables():
     """tools/analysis_tools/tables.py as a module."""
-    folder = str(Path(__file__).parents[2] / 'tools/analysis_tools')
+    folder = str(ROOT / 'tools/analysis_tools')
     sys.path.insert(0, folder)
     yield importlib.import_module('tables')
     sys.path.remove(folder)
+
+
+@pytest.fixture(scope='session')
+def fork_tool(tmp_path_factory):
+    """Run a command of tools/ in a process of its own, forked where everything is imported.
+
+    ``before`` is Python that it executes first; stdout has what it writes to stderr as well.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(
+        ['mmdet.models', 'mmpretrain.models', 'mmpretrain.datasets', 'soft_mm.utils'])
+    folder = tmp_path_factory.mktemp('fork')
+
+    def run(script: str, *args, before: str = '') -> subprocess.CompletedProcess:
+        command = [f'tools/{script}', *map(str, args)]
+        (folder / 'log').write_text('')
+        (folder / 'run.py').write_text(f"""
+import os, runpy, sys
+log = os.open({str(folder / 'log')!r}, os.O_WRONLY)
+os.dup2(log, 1)
+os.dup2(log, 2)
+os.chdir({str(ROOT)!r})
+sys.argv = {command!r}
+{before}
+runpy.run_path(sys.argv[0], run_name='__main__')
+""")
+        process = context.Process(target=runpy.run_path, args=(str(folder / 'run.py'), ))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(
+            command, process.exitcode, (folder / 'log').read_text())
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def small_digits(tmp_path_factory):
+    """A config and options that train a small classifier for 4 epochs of 6 steps on 42 digits."""
+    cv2 = pytest.importorskip('cv2')
+    from sklearn.datasets import load_digits
+    folder = tmp_path_factory.mktemp('digits')
+    scans = load_digits()
+    for i, (scan, label) in enumerate(zip(scans.images[:50], scans.target)):
+        file = folder / ('train' if i < 42 else 'val') / str(label) / f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(file), (scan * 15).astype('uint8'))
+    return 'tests/tools/small_digits.py', [
+        '--cfg-options',
+        *(f'{loader}_dataloader.dataset.data_root={folder}' for loader in ('train', 'val', 'test'))]

@@ -1,7 +1,6 @@
 """What the converters share: reading a stranger's checkpoint, checking ours and writing it."""
 
 import argparse
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,9 +8,15 @@ from math import isqrt
 from pathlib import Path
 
 import torch
+from mmengine.runner import save_checkpoint
 from torch import Tensor, nn
 
+from soft_mm.utils import load_checkpoint
+
 State = dict[str, Tensor]
+# What the authors pickle beside the tensors: their command line, or their settings, which are a
+# dict of a package that need not be installed.
+HARMLESS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 
 
 def run(description: str, containers: tuple[str, ...], ema_container: str,
@@ -36,10 +41,10 @@ def run(description: str, containers: tuple[str, ...], ema_container: str,
             raise ValueError(f'there is no folder {args.dst.parent} to write to')
         if args.dst.exists() and args.dst.samefile(args.src):
             raise ValueError(f'{args.dst} is the source; name another file to write')
-        checkpoint = _load(args.src, args.trust_pickle)
+        checkpoint = load_checkpoint(args.src, trust_pickle=args.trust_pickle, harmless=HARMLESS)
         state_dict, meta = convert(
             _state_dict(checkpoint, (ema_container, ) if args.ema else containers))
-        _save(dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)), args.dst)
+        save_checkpoint(dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)), str(args.dst))
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(1, f'{parser.prog}: error: {args.src}: {error}\n')
     print(f'{args.dst}: {len(state_dict)} tensors, {meta}')
@@ -99,23 +104,6 @@ def join_qkv(state: State) -> State:
     return joined
 
 
-def _load(path: Path, trust_pickle: bool) -> object:
-    # What the authors pickle beside the tensors: their command line, or their settings, which are a
-    # dict of a package that need not be installed.
-    harmless = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            return torch.load(path, map_location='cpu', weights_only=not trust_pickle)
-    except OSError:
-        raise
-    except Exception as error:  # a file that is no checkpoint fails in any way there is
-        unsafe = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if unsafe:
-            raise ValueError(f'holds {unsafe[1]} beside its tensors, and loading that could run '
-                             'code; pass --trust-pickle if you trust the file') from None
-        raise ValueError('is no checkpoint that torch.load can read') from None
-
-
 def _state_dict(checkpoint: object, containers: tuple[str, ...]) -> State:
     if not isinstance(checkpoint, dict):
         raise ValueError(f'holds a {type(checkpoint).__name__}, not a dict')
@@ -126,13 +114,3 @@ def _state_dict(checkpoint: object, containers: tuple[str, ...]) -> State:
                          f'{list(checkpoint)[:10]}')
     prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-
-
-def _save(checkpoint: dict, path: Path) -> None:
-    """Write to a temporary name and rename: the file is whole or absent."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        torch.save(checkpoint, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""What two processes on a CPU need besides: imported by the configs of test_processes.py.
+
+PyTorch's synchronised batch norm has kernels for GPUs alone, and its wrapper refuses a CPU: here is
+its formula. And every process leaves its weights behind, where a run writes those of the first.
+"""
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    if not self.training:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight,
+                                        self.bias, eps=self.eps)
+    sums = torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3)),
+                        torch.full_like(self.weight, x.numel() / x.shape[1])))
+    total, squares, count = all_reduce(sums)
+    mean, variance = total / count, squares / count - (total / count).square()
+    with torch.no_grad():
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+    shape = 1, -1, 1, 1
+    scale = self.weight * (variance + self.eps).rsqrt()
+    return (x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
+
+
+nn.SyncBatchNorm.forward = forward
+nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None
+
+
+@HOOKS.register_module()
+class SaveEveryRank(Hook):
+    """Writes ``rank0.pth``, ``rank1.pth``, … into the work dir."""
+
+    def after_train(self, runner) -> None:
+        model = getattr(runner.model, 'module', runner.model)
+        torch.save(model.state_dict(), f'{runner.work_dir}/rank{get_rank()}.pth')
+        if distributed.is_initialized():
+            distributed.barrier()

@@ -1,0 +1,82 @@
+"""A run that is killed, again and again, and resumed ends where one ends that never was."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.utils import apply_to
+
+KILL = 'os.kill(os.getpid(), signal.SIGKILL)'
+IN_STEP = f"""
+import itertools, signal
+from mmengine.model import BaseModel
+steps, train_step = itertools.count(1), BaseModel.train_step
+def killed(self, *args, **kwargs):
+    if next(steps) == {{}}:
+        {KILL}
+    return train_step(self, *args, **kwargs)
+BaseModel.train_step = killed
+"""
+IN_WRITE = f"""
+import itertools, signal
+from mmengine.fileio import LocalBackend
+writes = itertools.count(1)
+put = LocalBackend.put
+def killed(self, obj, filepath):
+    if next(writes) == {{}}:
+        put(self, obj[:len(obj) // 2], filepath)
+        {KILL}
+    put(self, obj, filepath)
+LocalBackend.put = killed
+"""
+BY_ITERATION = [
+    'train_cfg._delete_=True', 'train_cfg.type=IterBasedTrainLoop', 'train_cfg.max_iters=24',
+    'train_cfg.val_interval=7', 'train_dataloader.sampler.type=InfiniteSampler',
+    'param_scheduler.1.by_epoch=False', 'param_scheduler.1.convert_to_iter_based=False',
+    'param_scheduler.1.end=24', 'default_hooks.checkpoint.by_epoch=False',
+    'default_hooks.checkpoint.interval=5', 'default_hooks.logger.log_metric_by_epoch=False',
+    'log_processor.by_epoch=False',
+]
+LOOPS = {
+    'epochs': ([], 'epoch_4.pth'),
+    'epochs-workers': ([
+        'train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True'],
+        'epoch_4.pth'),
+    'iterations': (BY_ITERATION, 'iter_24.pth'),
+    'iterations-workers': ([*BY_ITERATION, 'train_dataloader.num_workers=2'], 'iter_24.pth'),
+}
+
+
+def state(checkpoint: Path) -> dict:
+    """All that a run goes on from, tensors as bytes."""
+    content = torch.load(checkpoint, weights_only=False)
+    parts = {name: content[name]
+             for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')}
+    parts['place'] = [content['meta'][name] for name in ('epoch', 'iter', 'seed')]
+    return apply_to(parts, torch.is_tensor, lambda x: (x.dtype, x.numpy().tobytes()))
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_ends_bit_equal(loop, small_digits, fork_tool, tmp_path):
+    config, options = small_digits
+    more, last = LOOPS[loop]
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    done = fork_tool('train.py', config, '--work-dir', whole, *options, *more)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+    chance = random.Random(loop)
+    for how in (IN_STEP.format(chance.randint(8, 12)), IN_WRITE.format(chance.randint(1, 3)),
+                IN_STEP.format(chance.randint(1, 9))):
+        done = fork_tool('train.py', config, '--work-dir', killed, '--resume', *options, *more,
+                         before=how)
+        assert done.returncode == -signal.SIGKILL, done.stdout[-3000:]
+        for checkpoint in killed.glob('*.pth'):
+            torch.load(checkpoint, weights_only=False)  # is whole
+        more = [*more, 'randomness.seed=None']  # the seed, too, is the checkpoint's to tell
+    done = fork_tool('train.py', config, '--work-dir', killed, '--resume', *options, *more)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert 'resumed epoch: ' in done.stdout
+    assert state(killed / last) == state(whole / last)
+    assert not list(killed.glob('.*'))
