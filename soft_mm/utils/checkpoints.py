@@ -4,6 +4,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -31,6 +32,8 @@ _HARMLESS = [
     *((function, f'numpy.{core}.multiarray.{function.__name__}') for core in ('core', '_core')
       for function in (np.ndarray.__reduce__(np.empty(0))[0], np.float64().__reduce__()[0])),
 ]
+# Before 2.6 PyTorch lets none of them pass under another's name: tensors alone are safe there.
+_CAN_ALLOW = torch.__version__ >= (2, 6)
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device | None = 'cpu',
@@ -42,7 +45,8 @@ def load_checkpoint(path: Path, map_location: str | torch.device | None = 'cpu',
             ``trust_pickle`` allows.
     """
     try:
-        with torch.serialization.safe_globals([*_HARMLESS, *harmless]):
+        with (torch.serialization.safe_globals([*_HARMLESS, *harmless]) if _CAN_ALLOW
+              else nullcontext()):
             return torch.load(path, map_location=map_location, weights_only=not trust_pickle)
     except OSError:
         raise
@@ -72,7 +76,8 @@ def set_checkpoint_reader(trust_pickle: bool) -> None:
     CheckpointLoader.register_scheme('', load_from_file, force=True)
     if not trust_pickle:  # PyTorch's own word for what MMEngine downloads
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-        torch.serialization.add_safe_globals(_HARMLESS)
+        if _CAN_ALLOW:
+            torch.serialization.add_safe_globals(_HARMLESS)
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:
