@@ -26,8 +26,10 @@ def fork_tool(tmp_path_factory):
     ``before`` is Python that it executes first; stdout has what it writes to stderr as well.
     """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(
-        ['mmdet.models', 'mmpretrain.models', 'mmpretrain.datasets', 'soft_mm.utils'])
+    context.set_forkserver_preload([
+        *(f'{toolbox}.{part}' for toolbox in ('mmdet', 'mmpretrain', 'mmseg')
+          for part in ('models', 'datasets', 'evaluation', 'visualization')),
+        'soft_mm.datasets', 'soft_mm.utils'])
     folder = tmp_path_factory.mktemp('fork')
 
     def run(script: str, *args, before: str = '') -> subprocess.CompletedProcess:

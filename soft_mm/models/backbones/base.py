@@ -231,7 +231,9 @@ class Backbone(BaseModule):
                 raise ValueError(f'arch must be one of {list(cls.arch_zoo)} or a dict, '
                                  f'got {arch!r}')
             arch = cls.arch_zoo[arch]
-        arch = {**arch, **({} if depths is None else {'depths': depths})}
+        arch = dict(arch)
+        if depths is not None:
+            arch['depths'] = depths
         lengths = {key: len(value) for key, value in next(iter(cls.arch_zoo.values())).items()}
         if not all(map(_is_sequence, arch.values())) or lengths != {
                 key: len(value) for key, value in arch.items()}:
