@@ -31,6 +31,11 @@ MODELS = {
 FAMILIES = ('SOFT-Norm', 'InLineDeiT', 'InLinePVT', 'InLineSwin', 'InLineCSwin')
 
 
+def names(short: tuple[str, ...], every=tuple(MODELS)) -> list:
+    """Of every model, those that are not in the short list as long tests."""
+    return [pytest.param(name, marks=() if name in short else pytest.mark.long) for name in every]
+
+
 def build(name: str, mode: str) -> nn.Module:
     torch.manual_seed(0)
     kwargs = dict(MODELS[name])
@@ -75,7 +80,7 @@ def check(name: str, mode: str, backend: str, sizes: list[tuple[int, int]],
 
 
 @pytest.mark.parametrize('mode', ['eval', 'training'])
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', names((*FAMILIES, 'ridge', 'few landmarks')))
 def test_compiles_without_a_graph_break(name, mode):
     check(name, mode, 'aot_eager', [(97, 70)])
 
@@ -100,10 +105,8 @@ def test_inductor(name, mode):
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason='torch.export is too young')
-@pytest.mark.parametrize('name', [
-    'SOFT-Norm', 'ridge', 'few landmarks', 'InLineDeiT', 'pyramid',
-    *(pytest.param(name, marks=pytest.mark.long)
-      for name in ('InLinePVT', 'InLineSwin', 'InLineCSwin'))])
+@pytest.mark.parametrize('name', names(
+    ('SOFT-Norm', 'InLineDeiT'), (*FAMILIES, 'ridge', 'few landmarks', 'pyramid')))
 @torch.no_grad()
 def test_exports_for_any_size(name):
     """With operators of PyTorch's alone, so that the program needs no soft_mm."""
