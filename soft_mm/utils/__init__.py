@@ -1,4 +1,5 @@
 from .bad_numbers_hook import BadNumbersHook
+from .check_model_hook import CheckModelHook
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import last_checkpoint, load_checkpoint, set_checkpoint_reader
 from .distributed import process_group
@@ -8,6 +9,7 @@ from .whole_files import whole_file
 
 __all__ = [
     'BadNumbersHook',
+    'CheckModelHook',
     'CheckpointHook',
     'Runner',
     'SeedHook',

@@ -6,8 +6,7 @@ from soft_mm.ops.gaussian_kernel.extension import exact_gaussian_kernel, missing
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel as reference
 
 OPS = torch.ops.soft_mm
-NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
-                                                 reason='there is no GPU'))
+GPU = pytest.param('cuda', marks=pytest.mark.gpu)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # Leading dimensions, N, m, d: tiles that are full, partial and many; columns that are split.
@@ -15,8 +14,10 @@ SIZES = [((2, 3), 49, 7, 32), ((), 1, 1, 1), ((2, 1), 65, 33, 17), ((3,), 130, 7
          ((2, 1, 3), 40, 65, 64), ((2,), 3, 1100, 40), ((1, 2), 200, 130, 33)]
 
 
-@pytest.fixture(params=['cpu', pytest.param('cuda', marks=NEEDS_GPU)])
+@pytest.fixture(params=['cpu', GPU])
 def device(request) -> str:
+    if request.param == 'cuda':
+        request.getfixturevalue('gpu')
     if missing(request.param):
         pytest.skip(missing(request.param))
     return request.param
@@ -129,7 +130,7 @@ def test_more_matrices_than_a_grid_s_second_dimension_has(device):
                                weighted_differences(weight, None, q, k))
 
 
-@pytest.mark.parametrize('device', [pytest.param('cuda', marks=NEEDS_GPU)], indirect=True)
+@pytest.mark.parametrize('device', [GPU], indirect=True)
 def test_more_results_than_32_bits_count(device):
     q = tokens(2**16, 1, device=device, dtype=torch.float16)
     k = tokens(2**15 + 1, 1, device=device, dtype=torch.float16)
@@ -224,7 +225,7 @@ def test_bad_weights(weight, factor, message, device):
                                    for x in (weight, factor, X, X)))
 
 
-@pytest.mark.parametrize('device', [pytest.param('cuda', marks=NEEDS_GPU)], indirect=True)
+@pytest.mark.parametrize('device', [GPU], indirect=True)
 def test_two_devices(device):
     with pytest.raises(RuntimeError, match='k must be on the device of q, cuda:0, got cpu'):
         exact_gaussian_kernel(X.to(device), X)

@@ -16,7 +16,7 @@ INLINE = """dict(_delete_=True, type='soft_mm.InLinePVT', out_type='avg_featmap'
                            depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2)))"""
 CONFIG = """
 _base_ = {base!r}
-custom_imports = dict(imports=['soft_mm', 'on_cpu'], allow_failed_imports=False)
+custom_imports = dict(imports=['soft_mm', 'two_processes'], allow_failed_imports=False)
 sync_bn = {sync_bn!r}
 model = dict(backbone={backbone}, train_cfg=None)
 data_root = {data!r}

@@ -21,7 +21,7 @@ from math import log
 from pathlib import Path
 
 import torch
-from measuring import machine, milliseconds, peak_memory, size_of
+from measuring import machine, milliseconds, peak_memory, report, size_of
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -252,12 +252,8 @@ def main() -> None:
         return
     results = run_all(args)
     conditions = f'{machine(args.device)}, fp32, batch 1'
-    text = f'{conditions}\n{tables(results)}\n'
-    print(text)
+    report(conditions, tables(results).strip(), results, args.out)
     if args.out:
-        args.out.with_suffix('.md').write_text(text)
-        args.out.with_suffix('.json').write_text(json.dumps(
-            dict(machine=conditions, results=[vars(r) for r in results]), indent=1))
         plot(results, args.out.with_suffix('.png'))
 
 

@@ -1,6 +1,7 @@
 """What the benchmarks share: time, memory, the machine, and how a size is written."""
 
 import argparse
+import json
 import platform
 import re
 import subprocess
@@ -52,6 +53,16 @@ def machine(device: str) -> str:
         model = re.search(r'model name\s*:\s*(.*)', text)
         name = f'{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads'
     return f'{name}; PyTorch {torch.__version__}'
+
+
+def report(conditions: str, table: str, results: list, out: Path | None) -> None:
+    """Print what was measured; with ``out``, write it to out.md and, each result, to out.json."""
+    text = f'{conditions}\n\n{table}\n'
+    print(text)
+    if out:
+        out.with_suffix('.md').write_text(text)
+        out.with_suffix('.json').write_text(json.dumps(
+            dict(machine=conditions, results=[vars(result) for result in results]), indent=1))
 
 
 def size_of(text: str) -> tuple[int, int]:

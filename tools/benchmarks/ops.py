@@ -11,7 +11,6 @@ with whole matrices. A way whose output differs from the reference's fails the r
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measuring import machine, milliseconds, peak_memory, size_of
+from measuring import machine, milliseconds, peak_memory, report, size_of
 from torch import Tensor
 
 from soft_mm.ops import (
@@ -307,12 +306,7 @@ def main() -> None:
     conditions = (f'{machine(args.device)}, {args.dtype}; copy '
                   f'{speed[0] * dtype.itemsize / 1e6:.3g} GB/s, matrix product '
                   f'{speed[1] / 1e9:.3g} TFLOP/s')
-    text = f'{conditions}\n\n{table(results)}\n'
-    print(text)
-    if args.out:
-        args.out.with_suffix('.md').write_text(text)
-        args.out.with_suffix('.json').write_text(json.dumps(
-            dict(machine=conditions, results=[vars(r) for r in results]), indent=1))
+    report(conditions, table(results), results, args.out)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,8 @@ def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int, until_con
         from . import triton_kernels
         if triton_kernels.take(p):
             return triton_kernels.newton_inverse(p, alpha, iterations, small)
-    matrices, eye = p.reshape(-1, *p.shape[-2:]), torch.eye(p.shape[-1]).to(p)
+    matrices = p.reshape(-1, *p.shape[-2:])
+    eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
     v, product = (alpha * p).reshape(matrices.shape), torch.empty_like(matrices)
     for _ in range(iterations):
         torch.bmm(v, matrices, out=product)

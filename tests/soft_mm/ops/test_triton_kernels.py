@@ -228,8 +228,9 @@ def test_every_kernel_compiles_for_a_gpu(capability):
     """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     environment['PYTHONPATH'] = str(ROOT)
-    done = subprocess.run([sys.executable, __file__.replace('test_triton_kernels', 'resources'),
-                           str(capability)], env=environment, capture_output=True, text=True)
+    script = Path(__file__).with_name('kernel_resources.py')
+    done = subprocess.run([sys.executable, script, str(capability)], env=environment,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [line.split() for line in done.stdout.splitlines()]
     assert len(kernels) == 14

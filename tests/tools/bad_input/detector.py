@@ -29,4 +29,4 @@ train_dataloader = dict(in_this_process, dataset=dict(metainfo=metainfo, pipelin
 val_dataloader = dict(in_this_process, dataset=dict(metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=1)
-default_hooks = dict(fit=dict(type='soft_mm.FitHook'))
+default_hooks = dict(check_model=dict(type='soft_mm.CheckModelHook'))

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel for a GPU that need not be there: ``resources.py CAPABILITY``.
+"""Compile every Triton kernel for a GPU that need not be there: ``kernel_resources.py CAPABILITY``.
 
 Prints for each: its name and what it is specialised for, and the bytes of shared memory of a block,
 the registers of a thread, and the bytes of its stack, where it spills others.

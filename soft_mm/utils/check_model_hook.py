@@ -7,7 +7,7 @@ from ..registry import HOOKS
 
 
 @HOOKS.register_module()
-class FitHook(Hook):
+class CheckModelHook(Hook):
     """Before anything runs, that a model's parts fit each other and the classes of its datasets."""
 
     def before_run(self, runner: Runner) -> None:
