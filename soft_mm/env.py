@@ -8,7 +8,7 @@ from importlib.metadata import packages_distributions, version
 import torch
 
 from . import __version__
-from .ops.gaussian_kernel.extension import missing
+from .ops.extension import missing
 from .ops.kernel import chosen_kernel
 
 PACKAGES = ('triton', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')

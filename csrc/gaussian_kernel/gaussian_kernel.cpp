@@ -2,10 +2,10 @@
 
 #include "gaussian_kernel.h"
 
+#include "../simd.h"
+
 #include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
 #include <torch/library.h>
@@ -58,22 +58,6 @@ void check_weights(const at::Tensor& weight, const std::optional<at::Tensor>& fa
 
 namespace {
 
-// Results that the innermost loop keeps in registers. What they run along is padded to a multiple
-// of them, so that the compiler knows the loop's length.
-constexpr int64_t kLanes = 16;
-// Terms of a sum below which a thread is not worth its start.
-constexpr int64_t kGrain = 32768;
-
-at::Tensor accumulator(const at::Tensor& x) {
-  return x.to(at::toOpMathType(x.scalar_type())).contiguous();
-}
-
-// The accumulator (..., a, b), b padded with zeros to a multiple of kLanes.
-at::Tensor padded(const at::Tensor& x) {
-  const auto missing = (kLanes - x.size(-1) % kLanes) % kLanes;
-  return at::constant_pad_nd(accumulator(x), {0, missing}).contiguous();
-}
-
 // Calls row(l, n) for every row n of all matrices, which belongs to matrix l.
 template <typename Row>
 void for_each_row(const at::Tensor& q, const at::Tensor& k, const Row& row) {
@@ -87,7 +71,8 @@ void for_each_row(const at::Tensor& q, const at::Tensor& k, const Row& row) {
 
 // The m squared distances of token q (d) from the tokens k (d, width).
 template <typename T>
-void distances_of_row(const T* q, const T* k, int64_t width, int64_t d, int64_t m, T* out) {
+SOFT_MM_VECTORIZED void distances_of_row(const T* q, const T* k, int64_t width, int64_t d,
+                                         int64_t m, T* out) {
   for (int64_t j = 0; j < m; j += kLanes) {
     T sum[kLanes] = {};
     for (int64_t c = 0; c < d; ++c) {
@@ -103,8 +88,8 @@ void distances_of_row(const T* q, const T* k, int64_t width, int64_t d, int64_t 
 
 // The sum (d) of the differences of the tokens k (m, width) from token q (width), by weights w (m).
 template <typename T>
-void differences_of_row(const T* w, const T* q, const T* k, int64_t width, int64_t d, int64_t m,
-                        T* out) {
+SOFT_MM_VECTORIZED void differences_of_row(const T* w, const T* q, const T* k, int64_t width,
+                                           int64_t d, int64_t m, T* out) {
   for (int64_t c = 0; c < d; c += kLanes) {
     T sum[kLanes] = {};
     for (int64_t j = 0; j < m; ++j) {
@@ -121,7 +106,7 @@ void differences_of_row(const T* w, const T* q, const T* k, int64_t width, int64
 at::Tensor distances(const at::Tensor& q, const at::Tensor& k) {
   check_tokens(q, k);
   const auto m = k.size(-2), d = k.size(-1);
-  const auto rows = accumulator(q), columns = padded(k.mT());
+  const auto rows = accumulator(q).contiguous(), columns = padded(k.mT());
   const auto width = columns.size(-1);
   auto shape = q.sizes().vec();
   shape.back() = m;
@@ -149,8 +134,8 @@ at::Tensor weighted_differences(const at::Tensor& weight, const std::optional<at
                                 const at::Tensor& q, const at::Tensor& k) {
   check_weights(weight, factor, q, k);
   const auto m = k.size(-2), d = k.size(-1);
-  auto weights = accumulator(weight);
-  if (factor) weights = at::mul(weights, accumulator(*factor));
+  auto weights = accumulator(weight).contiguous();
+  if (factor) weights = at::mul(weights, accumulator(*factor)).contiguous();
   const auto rows = padded(q), columns = padded(k);
   const auto width = columns.size(-1);
   auto out = at::empty(q.sizes(), rows.options());

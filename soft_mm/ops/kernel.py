@@ -14,7 +14,7 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
-def chosen_kernel(kernel: str | None, device: torch.device) -> str:
+def chosen_kernel(kernel: str | None, device: torch.device, on_cpu: str = 'torch') -> str:
     """The argument, or the environment's ``SOFT_MM_KERNEL``, or the fastest for the device.
 
     An op that has no such way computes as 'torch' does. A model that ``torch.export`` or
@@ -26,14 +26,15 @@ def chosen_kernel(kernel: str | None, device: torch.device) -> str:
             papers write them, 'standard' for operators that other runtimes have too, whole matrices
             and no choice by size, so that one graph holds for every size.
         device: of the tensors.
+        on_cpu: the fastest on a CPU.
 
     Raises:
         ValueError: for another kernel, or for Triton's on a device that it does not run on.
     """
     if kernel is None and is_exporting():
         return 'standard'
-    fastest = 'triton' if device.type == 'cuda' and HAS_TRITON else 'torch'
-    kernel = kernel or FROM_ENVIRONMENT or fastest
+    on_gpu = 'triton' if HAS_TRITON else 'torch'
+    kernel = kernel or FROM_ENVIRONMENT or (on_gpu if device.type == 'cuda' else on_cpu)
     if kernel not in KERNELS:
         raise ValueError(f'kernel (or SOFT_MM_KERNEL) must be one of {list(KERNELS)}, '
                          f'got {kernel!r}')

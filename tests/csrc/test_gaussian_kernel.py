@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from soft_mm.ops.gaussian_kernel.extension import exact_gaussian_kernel, missing
+from soft_mm.ops.extension import missing
+from soft_mm.ops.gaussian_kernel.extension import exact_gaussian_kernel
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel as reference
 
 OPS = torch.ops.soft_mm

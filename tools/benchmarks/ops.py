@@ -29,7 +29,7 @@ from soft_mm.ops import (
     nystrom_attention,
 )
 from soft_mm.ops.dynamic_conv.reference import dynamic_conv as shifted_conv
-from soft_mm.ops.gaussian_kernel.extension import missing
+from soft_mm.ops.extension import missing
 from soft_mm.ops.kernel import HAS_TRITON, INTERPRETED
 from soft_mm.ops.newton_inverse.reference import newton_inverse as plain_inverse
 
@@ -167,7 +167,7 @@ OPS = {
                    torch.randn(s.batch, s.heads * WIDTH, 3, 3)],
         lambda s, v, f: shifted_conv(v, f, s.hw),
         lambda s, way, v, f: dynamic_conv(v, f, s.hw, kernel=way),
-        ('torch', 'triton'), _conv_work),
+        ('torch', 'cuda', 'triton'), _conv_work),
 }
 
 
@@ -196,7 +196,7 @@ def ways_of(name: str, stage: Stage, device: str) -> dict[str, Callable]:
     """Those that this machine has."""
     op = OPS[name]
     can = {'torch': True, 'triton': HAS_TRITON and device == 'cuda' or INTERPRETED,
-           'cuda': missing(device) is None}
+           'cuda': missing(device) is None and (name, device) != ('dynamic_conv', 'cuda')}
     ways = {REFERENCE: lambda *x: op.reference(stage, *x),
             'torch.compile': torch.compile(lambda *x: op.reference(stage, *x), dynamic=False)}
     ways |= {way: lambda *x, way=way: op.ours(stage, way, *x) for way in op.kernels if can[way]}

@@ -31,9 +31,25 @@ class PositionEmbed(_Table):
         size (tuple[int, int]): height and width of the table.
     """
 
+    _last: tuple[Tensor, Tensor] | None = None  # a table and what it was resized to
+
     def forward(self, x: Tensor) -> Tensor:
         """Add the positions to a map ``(B, C, H, W)``."""
-        return x + _resize(self.weight, x.shape[-2:])
+        return x + self._resized(x.shape[-2:])
+
+    def _resized(self, size: torch.Size) -> Tensor:
+        """The last one again where neither table nor size has changed.
+
+        On a CPU, as looking at the numbers would make the host wait for a GPU, which resizes in
+        microseconds; nothing less tells, as averaged weights are written past the version counter.
+        """
+        if (torch.is_grad_enabled() or torch.compiler.is_compiling()
+                or self.weight.device.type != 'cpu'):
+            return _resize(self.weight, size)
+        if (self._last is None or self._last[1].shape[-2:] != size
+                or not torch.equal(self._last[0], self.weight)):
+            self._last = self.weight.clone(), _resize(self.weight, size)
+        return self._last[1]
 
 
 class RelativePositionBias(_Table):

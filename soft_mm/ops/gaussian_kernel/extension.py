@@ -4,21 +4,12 @@ Where soft_mm._C is built, importing this file registers ``soft_mm::squared_dist
 ``soft_mm::exact_gaussian_kernel`` and their gradient, ``soft_mm::weighted_differences``.
 """
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
+from ..extension import check_built, missing, register
+
 _OPS = torch.ops.soft_mm
-_BUILD = ('build it with `pip install --no-build-isolation -e .` and a C++ compiler, and for GPUs '
-          'with FORCE_CUDA=1 and nvcc')
-
-
-def missing(device: str = 'cpu') -> str | None:
-    """Why the ops cannot run on this type of device; None where they can."""
-    if _FAILURE is None and device == 'cuda' and not _HAS_CUDA:
-        return 'soft_mm._C is built for the CPU alone'
-    return _FAILURE
 
 
 def exact_gaussian_kernel(q: Tensor, k: Tensor) -> Tensor:
@@ -35,9 +26,7 @@ def exact_gaussian_kernel(q: Tensor, k: Tensor) -> Tensor:
     Raises:
         RuntimeError: if the ops are not built for the device, or an argument is none of the above.
     """
-    reason = missing(q.device.type)
-    if reason:
-        raise RuntimeError(f'the exact Gaussian kernel needs the compiled ops: {reason}; {_BUILD}')
+    check_built('the exact Gaussian kernel', q.device)
     return _OPS.exact_gaussian_kernel(q, k)
 
 
@@ -74,26 +63,8 @@ def _weighted_differences_backward(ctx, grad: Tensor):
                        'and kernels can be differentiated once')
 
 
-def _register(op: str, fake, backward, setup_context=None) -> None:
-    torch.library.register_fake(f'soft_mm::{op}', fake)
-    torch.library.register_autograd(f'soft_mm::{op}', backward, setup_context=setup_context)
-
-
-def _load() -> str | None:
-    """Register the ops; what went wrong, if anything."""
-    try:
-        import_module('soft_mm._C')
-    except ModuleNotFoundError:
-        return 'soft_mm._C is not built'
-    except ImportError as error:  # built for another torch, for instance
-        return f'soft_mm._C cannot be loaded ({error})'
-    _register('squared_distance', _distances, _squared_distance_backward, _save_tokens)
-    _register('exact_gaussian_kernel', _distances, _exact_gaussian_kernel_backward,
-              _save_tokens_and_kernel)
-    _register('weighted_differences', _differences, _weighted_differences_backward)
-    return None
-
-
-_FAILURE = _load()
-_HAS_CUDA = _FAILURE is None and torch._C._dispatch_has_kernel_for_dispatch_key(
-    'soft_mm::exact_gaussian_kernel', 'CUDA')
+if missing() is None:
+    register('squared_distance', _distances, _squared_distance_backward, _save_tokens)
+    register('exact_gaussian_kernel', _distances, _exact_gaussian_kernel_backward,
+             _save_tokens_and_kernel)
+    register('weighted_differences', _differences, _weighted_differences_backward)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from soft_mm.ops import nystrom_attention
-from soft_mm.ops.gaussian_kernel.extension import missing
+from soft_mm.ops.extension import missing
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel
 from soft_mm.ops.newton_inverse.reference import newton_inverse
 from soft_mm.ops.newton_solve import rational

@@ -8,6 +8,7 @@ import torch
 
 # What tools/train.py does, with the least model; like a runner's, it is part of a cycle.
 SCRIPT = """
+import sys
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ with process_group(cfg):
     assert threads()
     del wrapper, runner
 assert not distributed.is_initialized()
-print('threads left:', threads())
+sys.stdout.write(f'threads left: {threads()}\\n')  # at once: the other process writes too
 """
 
 

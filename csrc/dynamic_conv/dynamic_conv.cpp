@@ -1,0 +1,211 @@
+// InLine's convolution of tokens as they lie in memory, channel beside channel: for the CPU.
+
+#include "../simd.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+namespace soft_mm {
+namespace {
+
+constexpr int kTaps = 9;
+// Ranges of a batch's rows whose sums are taken apart, however many threads there are: the same
+// input gives the same bits.
+constexpr int64_t kParts = 64;
+
+// One map (height, width, channels), where `stride` numbers lie between neighbouring tokens.
+struct Shape {
+  int64_t height, width, channels, stride;
+};
+
+// kLanes channels side by side.
+template <typename T>
+struct Lanes {
+  typedef T Type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+template <typename T>
+typename Lanes<T>::Type& lanes(T* data) {
+  return *reinterpret_cast<typename Lanes<T>::Type*>(data);
+}
+
+template <typename T>
+const typename Lanes<T>::Type& lanes(const T* data) {
+  return *reinterpret_cast<const typename Lanes<T>::Type*>(data);
+}
+
+// The rows that a filter meets around row y, kLanes channels of them: zeros off the map.
+template <typename T>
+struct Rows {
+  Rows(const T* map, int64_t y, const Shape& shape) {
+    for (int s = 0; s < 3; ++s) {
+      const auto row = y + s - 1;
+      const bool inside = row >= 0 && row < shape.height;
+      first[s] = inside ? map + row * shape.width * shape.stride : zeros;
+      stride[s] = inside ? shape.stride : 0;
+    }
+  }
+
+  static constexpr T zeros[kLanes] = {};
+  const T* first[3];
+  int64_t stride[3];
+};
+
+// Calls visit(tap, token) for those of the 3x3 taps, of some columns, that meet tokens around x.
+template <typename T, typename Visit>
+[[gnu::always_inline]] inline void for_each_tap(const Rows<T>& rows, int64_t x, int first, int last,
+                                                const Visit& visit) {
+#pragma GCC unroll 3
+  for (int s = 0; s < 3; ++s) {
+#pragma GCC unroll 3
+    for (int t = first; t < last; ++t) {
+      visit(3 * s + t, lanes(rows.first[s] + (x + t - 1) * rows.stride[s]));
+    }
+  }
+}
+
+// Calls visit(x, first, last) for every x of a row and the columns of the filter that are on the
+// map there. Within the row they are constants, and the compiler knows all nine taps.
+template <typename Visit>
+[[gnu::always_inline]] inline void for_each_token(int64_t width, const Visit& visit) {
+  if (width == 0) return;
+  visit(0, 1, width > 1 ? 3 : 2);
+  for (int64_t x = 1; x < width - 1; ++x) visit(x, 0, 3);
+  if (width > 1) visit(width - 1, 0, 2);
+}
+
+// Row y of the result (width, channels): filters (9, channels), bias (channels).
+template <typename T>
+SOFT_MM_VECTORIZED void convolve_row(const T* map, const T* filters, const T* bias, T* out,
+                                     int64_t y, const Shape& shape) {
+  using Type = typename Lanes<T>::Type;
+  for (int64_t block = 0; block < shape.channels; block += kLanes) {
+    const Rows<T> rows(map + block, y, shape);
+    Type weights[kTaps];
+    for (int tap = 0; tap < kTaps; ++tap) {
+      weights[tap] = lanes(filters + tap * shape.channels + block);
+    }
+    for_each_token(shape.width, [&](int64_t x, int first, int last) [[gnu::always_inline]] {
+      Type sum = lanes(bias + block);
+      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) [[gnu::always_inline]] {
+        sum += weights[tap] * token;
+      });
+      lanes(out + x * shape.channels + block) = sum;
+    });
+  }
+}
+
+// Adds what row y (width, channels) of the gradient gives for the filters (9, channels).
+template <typename T>
+SOFT_MM_VECTORIZED void correlate_row(const T* grad, const T* map, T* out, int64_t y,
+                                      const Shape& shape) {
+  using Type = typename Lanes<T>::Type;
+  for (int64_t block = 0; block < shape.channels; block += kLanes) {
+    const Rows<T> rows(map + block, y, shape);
+    Type sums[kTaps] = {};
+    for_each_token(shape.width, [&](int64_t x, int first, int last) [[gnu::always_inline]] {
+      const Type factor = lanes(grad + x * shape.channels + block);
+      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) [[gnu::always_inline]] {
+        sums[tap] += factor * token;
+      });
+    });
+    for (int tap = 0; tap < kTaps; ++tap) lanes(out + tap * shape.channels + block) += sums[tap];
+  }
+}
+
+// Raises unless v is (B, height·width, C), of a floating dtype and on the CPU.
+void check_map(const at::Tensor& v, int64_t height, int64_t width) {
+  TORCH_CHECK(v.is_floating_point() && v.device().is_cpu(), "v must be of a floating dtype and on ",
+              "the CPU, got ", v.scalar_type(), " on ", v.device());
+  TORCH_CHECK(v.dim() == 3 && height >= 0 && width >= 0 && v.size(1) == height * width,
+              "v must be (B, H·W, C), got ", v.sizes(), " for (H, W) = (", height, ", ", width,
+              ")");
+}
+
+void check_like(const char* name, const at::Tensor& x, const at::Tensor& v,
+                at::IntArrayRef shape) {
+  TORCH_CHECK(x.scalar_type() == v.scalar_type() && x.device() == v.device() && x.sizes() == shape,
+              name, " must be ", shape, " with the dtype and the device of v, ", v.scalar_type(),
+              " on ", v.device(), ", got ", x.sizes(), ", ", x.scalar_type(), " on ", x.device());
+}
+
+// Where they lie, if the loops can read them there.
+at::Tensor tokens(const at::Tensor& v) {
+  return v.size(-1) % kLanes == 0 && v.stride(-1) == 1 ? accumulator(v) : padded(v);
+}
+
+at::Tensor convolve_tokens(const at::Tensor& v, const at::Tensor& filters,
+                           const std::optional<at::Tensor>& bias, int64_t height, int64_t width) {
+  check_map(v, height, width);
+  const auto images = v.size(0), channels = v.size(2);
+  check_like("filters", filters, v, {images, channels, 3, 3});
+  if (bias) check_like("bias", *bias, v, {channels});
+  const auto maps = tokens(v), taps = padded(filters.flatten(2).mT());
+  const Shape shape{height, width, taps.size(-1), maps.stride(1)};
+  const auto constant = bias ? padded(*bias) : at::zeros({shape.channels}, maps.options());
+  auto out = at::empty({images, height * width, shape.channels}, maps.options());
+  AT_DISPATCH_FLOATING_TYPES(out.scalar_type(), "convolve_tokens", [&] {
+    const auto* map = maps.const_data_ptr<scalar_t>();
+    const auto* filter = taps.const_data_ptr<scalar_t>();
+    const auto* offset = constant.const_data_ptr<scalar_t>();
+    auto* result = out.mutable_data_ptr<scalar_t>();
+    const auto row = width * shape.channels;
+    at::parallel_for(0, images * height, kGrain / (kTaps * std::max<int64_t>(1, row)) + 1,
+                     [&](int64_t begin, int64_t end) {
+      for (auto i = begin; i < end; ++i) {
+        const auto image = i / height;
+        convolve_row(map + image * maps.stride(0), filter + image * kTaps * shape.channels, offset,
+                     result + i * row, i % height, shape);
+      }
+    });
+  });
+  return out.narrow(-1, 0, channels).to(v.scalar_type()).contiguous();
+}
+
+at::Tensor correlate_tokens(const at::Tensor& grad, const at::Tensor& v, int64_t height,
+                            int64_t width) {
+  check_map(v, height, width);
+  check_like("grad", grad, v, v.sizes());
+  const auto images = v.size(0), channels = v.size(2);
+  const auto maps = tokens(v), grads = padded(grad);
+  const Shape shape{height, width, grads.size(-1), maps.stride(1)};
+  const auto parts = std::clamp<int64_t>(kParts / std::max<int64_t>(1, images), 1, height + 1);
+  auto sums = at::zeros({images, parts, kTaps, shape.channels}, maps.options());
+  AT_DISPATCH_FLOATING_TYPES(sums.scalar_type(), "correlate_tokens", [&] {
+    const auto* map = maps.const_data_ptr<scalar_t>();
+    const auto* factor = grads.const_data_ptr<scalar_t>();
+    auto* result = sums.mutable_data_ptr<scalar_t>();
+    const auto row = width * shape.channels;
+    const auto terms = kTaps * row * (height / parts + 1);
+    at::parallel_for(0, images * parts, kGrain / std::max<int64_t>(1, terms) + 1,
+                     [&](int64_t begin, int64_t end) {
+      for (auto i = begin; i < end; ++i) {
+        const auto image = i / parts, part = i % parts;
+        for (auto y = height * part / parts; y < height * (part + 1) / parts; ++y) {
+          correlate_row(factor + (image * height + y) * row, map + image * maps.stride(0),
+                        result + i * kTaps * shape.channels, y, shape);
+        }
+      }
+    });
+  });
+  return sums.sum(1).narrow(-1, 0, channels).mT().reshape({images, channels, 3, 3})
+      .to(v.scalar_type()).contiguous();
+}
+
+}  // namespace
+}  // namespace soft_mm
+
+TORCH_LIBRARY_FRAGMENT(soft_mm, m) {
+  m.def("convolve_tokens(Tensor v, Tensor filters, Tensor? bias, int height, int width) -> Tensor");
+  m.def("correlate_tokens(Tensor grad, Tensor v, int height, int width) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(soft_mm, CPU, m) {
+  m.impl("convolve_tokens", soft_mm::convolve_tokens);
+  m.impl("correlate_tokens", soft_mm::correlate_tokens);
+}
