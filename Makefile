@@ -11,13 +11,14 @@ WHEELHOUSE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(if $(WHEELHOUSE),--find-links $(WHEELHOUSE))
 CORE := .venv-core
+OPENMMLAB := .venv-openmmlab
 TORCH ?= torch
 MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
-.PHONY: demo test test-all test-core lint setup clean
+.PHONY: demo test test-all test-core test-openmmlab lint setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -43,6 +44,21 @@ test-core:
 	    $(CORE)/bin/python -m pip install --quiet $(TORCH) $(MMENGINE) numpy opencv-python-headless pytest 'setuptools<80'
 	$(STEP) 'run the tests of soft_mm' 'The failures stand above.' \
 	    env PYTHONPATH=$(CURDIR) $(CORE)/bin/python -m pytest -p no:cacheprovider tests/soft_mm
+
+# The detector's commands with OpenMMLab's own packages, on the last torch they work with, on Python
+# 3.11, in an environment of its own; mmcv is built for it, 12 minutes on two cores:
+# make test-openmmlab PYTHON=python3.11
+test-openmmlab:
+	$(STEP) 'make $(OPENMMLAB)' 'Remove $(OPENMMLAB) and run make again.' $(PYTHON) -m venv $(OPENMMLAB)
+	$(STEP) 'install torch 2.4.1 (several GB, minutes)' 'Check the network, the disk and PYTHON.' \
+	    $(OPENMMLAB)/bin/python -m pip install --quiet torch==2.4.1 'numpy<2.3' 'setuptools<80' wheel \
+	    ninja psutil packaging pytest opencv-python-headless addict matplotlib pillow pycocotools \
+	    pyyaml rich scipy shapely six terminaltables tqdm yapf
+	$(STEP) 'install mmengine, mmdet, and mmcv with its ops' 'It needs a C++ compiler and the Python headers.' \
+	    env MMCV_WITH_OPS=1 CFLAGS=-g0 $(OPENMMLAB)/bin/python -m pip install --quiet --no-deps \
+	    --no-build-isolation --no-cache-dir mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0
+	$(STEP) 'run the tests of the commands' 'The failures stand above.' \
+	    env PYTHONPATH=$(CURDIR) $(OPENMMLAB)/bin/python -m pytest -p no:cacheprovider tests/tools/test_runs.py
 
 lint: setup
 	$(STEP) 'lint' 'Run .venv/bin/ruff check --fix.' $(BIN)/ruff check .
@@ -78,4 +94,4 @@ $(BIN)/.soft_mm: setup.py $(wildcard csrc/*.cpp csrc/*/*.*) $(BIN)/.mmcv
 	@touch $@
 
 clean:
-	rm -rf .venv $(CORE) work_dirs data/shapes build soft_mm/_C*.so *.egg-info
+	rm -rf .venv $(CORE) $(OPENMMLAB) work_dirs data/shapes build soft_mm/_C*.so *.egg-info

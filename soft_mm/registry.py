@@ -1,11 +1,15 @@
-"""The registries through which every OpenMMLab toolbox builds our models, datasets and hooks."""
+"""The registries through which every OpenMMLab toolbox builds our models, datasets and hooks,
+and MMEngine's runner our strategies."""
 
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='soft_mm', locations=['soft_mm.models'])
 DATASETS = Registry(
     'dataset', parent=ROOT_DATASETS, scope='soft_mm', locations=['soft_mm.datasets'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='soft_mm', locations=['soft_mm.utils'])
+STRATEGIES = Registry(
+    'strategy', parent=ROOT_STRATEGIES, scope='soft_mm', locations=['soft_mm.utils.fsdp'])

@@ -99,15 +99,14 @@ def real_images(shared, tmp_path):
 
 
 def imagenet(data: Path, folder: Path) -> list[str]:
-    """The photographs of COCO and ADE20K as the first two classes of ImageNet's folders."""
+    """The photographs of COCO and ADE20K as the first two of ImageNet's thousand classes."""
     for split in ('train', 'val'):
+        for i in range(1000):
+            (folder / 'imagenet' / split / f'{i:03d}').mkdir(parents=True)
         for i, source in enumerate(('coco/val2017', 'ade20k/images/validation')):
-            target = folder / 'imagenet' / split / f'class{i}'
-            target.mkdir(parents=True)
             for image in (data / source).glob('*.jpg'):
-                shutil.copy(image, target)
-    return [f'{loader}_dataloader.dataset.{option}' for loader in LOADERS
-            for option in (f'data_root={folder}/imagenet', 'metainfo.classes=[class0,class1]')]
+                shutil.copy(image, folder / 'imagenet' / split / f'{i:03d}')
+    return [f'{loader}_dataloader.dataset.data_root={folder}/imagenet' for loader in LOADERS]
 
 
 def coco(data: Path, folder: Path) -> list[str]:

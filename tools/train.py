@@ -1,9 +1,11 @@
 """Train any of the configs: ``python tools/train.py CONFIG``; on more GPUs, tools/dist_train.sh."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
 
 from soft_mm.utils import Runner, last_checkpoint, process_group, set_checkpoint_reader
 
@@ -20,6 +22,8 @@ def parse_args() -> argparse.Namespace:
                         help='go on from CHECKPOINT, or from the last whole one in the work dir')
     parser.add_argument('--trust-pickle', action='store_true',
                         help='run the code that checkpoints may contain: only for files you trust')
+    parser.add_argument('--tensorboard', action='store_true',
+                        help='write the log for TensorBoard too, beside the text')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='settings that override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
@@ -36,6 +40,10 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.update(
             type='AmpOptimWrapper', dtype=args.amp,
             loss_scale='dynamic' if args.amp == 'float16' else dict(enabled=False))
+    if args.tensorboard:
+        if find_spec('tensorboard') is None:
+            raise SystemExit('--tensorboard needs the package tensorboard: install it with pip')
+        cfg.visualizer.vis_backends.append(dict(type='mmengine.TensorboardVisBackend'))
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
@@ -55,7 +63,8 @@ def main() -> None:
     cfg = load_config(args)
     set_checkpoint_reader(args.trust_pickle)
     with process_group(cfg):
-        Runner.from_cfg(cfg).train()
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.train()
 
 
 if __name__ == '__main__':

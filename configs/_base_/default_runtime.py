@@ -6,6 +6,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     seed=dict(type='soft_mm.SeedHook'),
+    check_model=dict(type='soft_mm.CheckModelHook'),
     bad_numbers=dict(type='soft_mm.BadNumbersHook', on_bad_numbers='stop'))
 
 env_cfg = dict(

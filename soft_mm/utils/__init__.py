@@ -3,6 +3,7 @@ from .check_model_hook import CheckModelHook
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import last_checkpoint, load_checkpoint, set_checkpoint_reader
 from .distributed import process_group
+from .progress import add_quiet, progress
 from .runner import Runner
 from .seed_hook import SeedHook
 from .whole_files import whole_file
@@ -13,9 +14,11 @@ __all__ = [
     'CheckpointHook',
     'Runner',
     'SeedHook',
+    'add_quiet',
     'last_checkpoint',
     'load_checkpoint',
     'process_group',
+    'progress',
     'set_checkpoint_reader',
     'whole_file',
 ]

@@ -3,6 +3,7 @@
 from math import inf
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -35,6 +36,8 @@ class BadNumbersHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.runner = runner
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.sharded = any(hasattr(p, 'to_local') for p in self.model.parameters())
+        self.looking = False
         self.model.register_forward_pre_hook(self._remember, with_kwargs=True)
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._check_gradient)
 
@@ -47,7 +50,7 @@ class BadNumbersHook(Hook):
                 buffer.copy_(before)
 
     def _remember(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        if model.training:
+        if model.training and not self.looking:
             self.caught = False
             self.inputs = args, kwargs
             if self.skip:  # the running statistics of norms
@@ -56,7 +59,14 @@ class BadNumbersHook(Hook):
     def _check_gradient(self, optimizer: Optimizer, *_) -> None:
         gradient = [p.grad for group in optimizer.param_groups for p in group['params']
                     if p.grad is not None]
-        if not torch.stack(torch._foreach_norm(gradient, inf)).isfinite().all():
+        if self.sharded:
+            parts = (part.to_local() for part in gradient)
+            gradient = [part for part in parts if part.numel()]
+        finite = torch.stack(torch._foreach_norm(gradient, inf)).isfinite().all()
+        if self.sharded:
+            finite = finite.float()
+            all_reduce(finite, 'min')
+        if not finite:
             self._catch()
             optimizer.zero_grad()  # a parameter without a gradient stays as it is
 
@@ -81,11 +91,14 @@ class BadNumbersHook(Hook):
             for name, module in self.model.named_modules()]
         args, kwargs = self.inputs
         with self.runner.optim_wrapper.optim_context(self.model):
-            losses = self.model.forward(*args, **kwargs)  # without what is hooked to the whole
+            self.looking = True
+            losses = self.model(*args, **kwargs)
+            self.looking = False
         for hook in hooks:
             hook.remove()
         look('the loss', losses)
-        if not bad:
+        # The backward pass of shards takes every process, and here each looks for itself.
+        if not bad and not self.sharded:
             loss, _ = self.model.parse_losses(losses)
             parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

@@ -60,10 +60,12 @@ def small_digits(tmp_path_factory):
     cv2 = pytest.importorskip('cv2')
     from sklearn.datasets import load_digits
     folder = tmp_path_factory.mktemp('digits')
+    for split in ('train', 'val'):
+        for label in range(10):  # val has images of some alone
+            (folder / split / str(label)).mkdir(parents=True)
     scans = load_digits()
     for i, (scan, label) in enumerate(zip(scans.images[:50], scans.target)):
         file = folder / ('train' if i < 42 else 'val') / str(label) / f'{i}.png'
-        file.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(file), (scan * 15).astype('uint8'))
     return 'tests/tools/small_digits.py', [
         '--cfg-options',

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,17 @@ train_dataloader = dict(batch_size={batch}, drop_last=True, dataset=dict(
                                    dict(type='Resize', scale=(64, 64)), dict(type='PackInputs')]))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.05, weight_decay=0.05))
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='SGD', lr=0.05, momentum=0.9, weight_decay=0.05),
+    clip_grad=dict(max_norm=0.5))
 custom_hooks = [dict(type='SaveEveryRank')]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None))
-train_cfg = dict(max_epochs=1)
+train_cfg = dict(max_epochs={epochs})
+"""
+SHARDED = """
+runner_type = 'FlexibleRunner'
+strategy = dict(type='soft_mm.FSDPStrategy')
+val_dataloader.update(sampler=dict(round_up=True))
 """
 
 
@@ -36,18 +44,19 @@ train_cfg = dict(max_epochs=1)
 def train(small_digits, tmp_path):
     """Train in a number of processes, 8 images a step in all; the work dir."""
 
-    def run(processes: int, backbone: str, sync_bn: str | None) -> Path:
+    def run(processes: int, backbone: str, *args: str, sync_bn: str | None = None,
+            sharded: bool = False, epochs: int = 1) -> Path:
         base, (_, data, *_) = small_digits
-        work_dir = tmp_path / f'{processes}-{sync_bn}'
-        work_dir.mkdir()
+        work_dir = tmp_path / f'{processes}-{sync_bn}-{sharded}'
+        work_dir.mkdir(exist_ok=True)
         config = work_dir / 'config.py'
         config.write_text(CONFIG.format(
             base=str(ROOT / base), sync_bn=sync_bn, backbone=backbone, batch=8 // processes,
-            data=data.split('=')[1]))
+            data=data.split('=')[1], epochs=epochs) + SHARDED * sharded)
         done = subprocess.run(
-            ['tools/dist_train.sh', config, str(processes), '--work-dir', work_dir], cwd=ROOT,
-            text=True, capture_output=True, env=os.environ | {
-                'PATH': f'{ROOT / ".venv/bin"}:{os.environ["PATH"]}', 'PORT': '29521',
+            ['tools/dist_train.sh', config, str(processes), '--work-dir', work_dir, *args],
+            cwd=ROOT, text=True, capture_output=True, env=os.environ | {
+                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', 'PORT': '29521',
                 'PYTHONPATH': str(ROOT / 'tests/tools'), 'OMP_NUM_THREADS': '1'})
         assert done.returncode == 0, done.stderr[-3000:]
         return work_dir
@@ -56,7 +65,13 @@ def train(small_digits, tmp_path):
 
 
 def weights(folder: Path, rank: int = 0) -> dict:
-    return torch.load(folder / f'rank{rank}.pth')
+    return torch.load(folder / f'rank{rank}.pth')['weights']
+
+
+def losses(folder: Path, processes: int) -> list[float]:
+    """Of every step, the mean of the processes."""
+    of_each = [torch.load(folder / f'rank{rank}.pth')['losses'] for rank in range(processes)]
+    return torch.tensor(of_each).mean(0).tolist()
 
 
 def scalars(folder: Path, name: str) -> list[float]:
@@ -74,21 +89,48 @@ def farthest(one: dict, other: dict) -> float:
                for a, b in zip(one.values(), other.values()))
 
 
-@pytest.mark.parametrize(('backbone', 'sync_bn'), [(SOFT, 'torch'), (INLINE, None)])
-def test_two_processes_are_one_with_the_doubled_batch(backbone, sync_bn, train):
-    one, two = (train(processes, backbone, sync_bn) for processes in (1, 2))
+def check_equal(two: Path, one: Path, tolerance: float = 1e-4) -> None:
+    """Two processes learned and measured what one did, and left one log."""
     assert farthest(weights(two, 1), weights(two, 0)) == 0
-    assert farthest(weights(two), weights(one)) < 1e-4
+    assert farthest(weights(two), weights(one)) < tolerance
+    assert losses(two, 2) == pytest.approx(losses(one, 1), rel=tolerance)
+    assert scalars(two, 'grad_norm') == pytest.approx(scalars(one, 'grad_norm'), rel=tolerance)
     # Evaluated on both processes' images, once each.
     assert scalars(two, 'accuracy/top1') == pytest.approx(scalars(one, 'accuracy/top1'))
     assert len(list(two.glob('*/*.log'))) == 1
+
+
+@pytest.mark.parametrize(('backbone', 'sync_bn'), [(SOFT, 'torch'), (INLINE, None)])
+def test_two_processes_are_one_with_the_doubled_batch(backbone, sync_bn, train):
+    one, two = (train(processes, backbone, sync_bn=sync_bn) for processes in (1, 2))
+    check_equal(two, one)
     assert sorted(p.name for p in two.glob('epoch_*.pth')) == ['epoch_1.pth']
 
 
 def test_batch_norm_that_is_not_synchronised_shows(train):
     """Each process normalises its own images, and averages other statistics."""
-    one, two = (train(processes, SOFT, None) for processes in (1, 2))
+    one, two = (train(processes, SOFT) for processes in (1, 2))
     assert farthest(weights(two), weights(one)) > 0.1
     statistics = [{k: v for k, v in weights(two, rank).items() if 'running' in k}
                   for rank in (0, 1)]
     assert farthest(*statistics) > 0.1
+
+
+def test_shards_are_the_same_run_and_one_can_go_on_from_the_other(train):
+    one, shards = train(1, INLINE), train(2, INLINE, sharded=True)
+    check_equal(shards, one)
+    states = [torch.load(folder / 'epoch_1.pth', weights_only=False) for folder in (shards, one)]
+    assert farthest(*(state['state_dict'] for state in states)) < 1e-4
+    momentum, expected = (
+        {i: x['momentum_buffer'] for i, x in state['optimizer']['state'].items()}
+        for state in states)
+    assert farthest(momentum, expected) < 1e-4
+    sizes = [group['weight_decay'] for group in states[0]['optimizer']['param_groups']]
+    assert sizes == [group['weight_decay'] for group in states[1]['optimizer']['param_groups']]
+
+    resume = '--resume', str(one / 'epoch_1.pth')
+    shards = train(2, INLINE, *resume, sharded=True, epochs=2)
+    one = train(1, INLINE, *resume, epochs=2)
+    assert farthest(weights(shards), weights(one)) < 1e-4
+    whole = train(1, INLINE, '--resume', str(shards / 'epoch_1.pth'), epochs=2)
+    assert farthest(weights(whole), weights(shards)) < 1e-4

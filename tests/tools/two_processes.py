@@ -1,7 +1,8 @@
 """What two processes on a CPU need besides: imported by the configs of test_processes.py.
 
 PyTorch's synchronised batch norm has kernels for GPUs alone, and its wrapper refuses a CPU: here is
-its formula. And every process leaves its weights behind, where a run writes those of the first.
+its formula. And every process leaves its weights and losses behind, where a run writes those of the
+first.
 """
 
 import torch
@@ -10,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.distributed.tensor import DTensor
 
 
 def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
@@ -35,10 +37,19 @@ nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self
 
 @HOOKS.register_module()
 class SaveEveryRank(Hook):
-    """Writes ``rank0.pth``, ``rank1.pth``, … into the work dir."""
+    """Writes ``rank0.pth``, ``rank1.pth``, … into the work dir: the weights, whole, and the losses."""
+
+    def before_train(self, runner) -> None:
+        self.losses = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.losses.append(outputs['loss'].item())
 
     def after_train(self, runner) -> None:
         model = getattr(runner.model, 'module', runner.model)
-        torch.save(model.state_dict(), f'{runner.work_dir}/rank{get_rank()}.pth')
+        weights = {name: x.full_tensor() if isinstance(x, DTensor) else x
+                   for name, x in model.state_dict().items()}
+        torch.save(dict(weights=weights, losses=self.losses),
+                   f'{runner.work_dir}/rank{get_rank()}.pth')
         if distributed.is_initialized():
             distributed.barrier()

@@ -14,6 +14,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from soft_mm.ops.dynamic_conv.reference import dynamic_conv as shifted_conv
 from soft_mm.ops.extension import missing
 from soft_mm.ops.kernel import HAS_TRITON, INTERPRETED
 from soft_mm.ops.newton_inverse.reference import newton_inverse as plain_inverse
+from soft_mm.utils import add_quiet, progress
 
 REFERENCE = 'reference'
 HEADS, RATIOS, WIDTH = (2, 4, 10), (8, 4, 2), 32
@@ -285,6 +287,7 @@ def parse_args() -> argparse.Namespace:
                         '224×224 on a GPU, and 1 on a CPU')
     parser.add_argument('--only', nargs='+', choices=list(OPS), default=list(OPS))
     parser.add_argument('--out', type=Path, help='write FILE.md and FILE.json', metavar='FILE')
+    add_quiet(parser)
     return parser.parse_args()
 
 
@@ -292,17 +295,17 @@ def main() -> None:
     args = parse_args()
     dtype, results = getattr(torch, args.dtype), []
     speed = rates(args.device, dtype)
-    for name in args.only:
-        for size in args.sizes:
+    cases = list(product(args.only, args.sizes, args.stages))
+    with progress(args.quiet) as bar:
+        for name, size, index in bar.track(cases, description='measure'):
             images = 128 * 224**2 // (size[0] * size[1]) if args.device == 'cuda' else 1
-            for index in args.stages:
-                stage = Stage.of(index - 1, size, args.batch or max(1, images))
-                if not OPS[name].takes(stage):
-                    continue
-                torch.compiler.reset()
-                shape = stage.batch, stage.heads, stage.tokens, stage.landmarks
-                results += [Measured(name, size, index, shape, **found)
-                            for found in measure(name, stage, args.device, dtype, speed)]
+            stage = Stage.of(index - 1, size, args.batch or max(1, images))
+            if not OPS[name].takes(stage):
+                continue
+            torch.compiler.reset()
+            shape = stage.batch, stage.heads, stage.tokens, stage.landmarks
+            results += [Measured(name, size, index, shape, **found)
+                        for found in measure(name, stage, args.device, dtype, speed)]
     conditions = (f'{machine(args.device)}, {args.dtype}; copy '
                   f'{speed[0] * dtype.itemsize / 1e6:.3g} GB/s, matrix product '
                   f'{speed[1] / 1e9:.3g} TFLOP/s')

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from soft_mm.utils import add_quiet, progress
+
 SPLITS = ('train', 'val')
 CLASSES = {'circle': 'stripes', 'square': 'checks', 'triangle': 'dots', 'star': 'blots'}
 # Number of corners, and distance of every second one from the centre relative to the first.
@@ -101,14 +103,14 @@ def draw_sample(rng, size):
     return image, [(label, visible) for label, visible, _ in shapes]
 
 
-def write_split(root, split, count, size, seed):
+def write_split(root, split, count, size, seed, bar):
     """Write `count` images of `size` x `size` pixels and their annotations below `root`.
 
     Returns the number of annotated shapes.
     """
     images, annotations = [], []
     (root / split).mkdir()
-    for index in range(count):
+    for index in bar.track(range(count), description=f'draw {split}'):
         # Own seed per image: an image does not depend on how many others are made.
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
         image, shapes = draw_sample(rng, size)
@@ -167,24 +169,29 @@ def main():
             ('seed', 0, 0, 'seed of the random numbers')):
         parser.add_argument(f'--{name}', type=integer_from(low), default=default,
                             help=f'{text} (>= {low}, default: {default})')
+    add_quiet(parser)
     wanted = vars(parser.parse_args())
+    quiet = wanted.pop('quiet')
     out_dir = wanted.pop('out_dir').resolve()
 
     if out_dir.exists():
         check_existing(out_dir, wanted)
-        print(f'Reused {out_dir}, made before with the same arguments')
+        if not quiet:
+            print(f'Reused {out_dir}, made before with the same arguments')
         return
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its final place and renamed at the end: OUT_DIR is either whole or absent.
-    with tempfile.TemporaryDirectory(prefix=f'.{out_dir.name}.', dir=out_dir.parent) as scratch:
+    with (progress(quiet) as bar,
+          tempfile.TemporaryDirectory(prefix=f'.{out_dir.name}.', dir=out_dir.parent) as scratch):
         root = Path(scratch) / out_dir.name
         (root / 'annotations').mkdir(parents=True)
-        total = sum(write_split(root, split, wanted[split], wanted['size'], wanted['seed'])
+        total = sum(write_split(root, split, wanted[split], wanted['size'], wanted['seed'], bar)
                     for split in SPLITS)
         (root / 'meta.json').write_text(json.dumps(wanted))
         root.rename(out_dir)
-    print(f'Wrote {wanted["train"]} train and {wanted["val"]} val images with {total} shapes '
-          f'to {out_dir}')
+    if not quiet:
+        print(f'Wrote {wanted["train"]} train and {wanted["val"]} val images with {total} shapes '
+              f'to {out_dir}')
 
 
 if __name__ == '__main__':

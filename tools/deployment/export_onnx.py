@@ -2,8 +2,7 @@
 
 import argparse
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from soft_mm.models.layers.landmarks import Landmarks
-from soft_mm.utils import load_checkpoint, whole_file
+from soft_mm.utils import add_quiet, load_checkpoint, progress, whole_file
 
 OPSET = 20
 # What traces a graph takes a side of 1 for a constant; from here on no map has one.
@@ -87,6 +86,7 @@ def parse_args() -> argparse.Namespace:
                         help='image to trace; it and two others are checked; default 224x288')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='settings that override the config')
+    add_quiet(parser)
     return parser.parse_args()
 
 
@@ -155,8 +155,12 @@ def check_operators(path: Path) -> None:
         raise ValueError(f'the graph has operators that are not ONNX\'s own: {sorted(foreign)}')
 
 
-def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> None:
-    """Raise ValueError where ONNX Runtime's outputs differ from PyTorch's, at three sizes."""
+def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> Iterator[str]:
+    """What is found at each of three sizes.
+
+    Raises:
+        ValueError: where ONNX Runtime's outputs differ from PyTorch's.
+    """
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -175,8 +179,7 @@ def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> None:
             if not difference < AGREE:
                 raise ValueError(f'{name} at {size}: ONNX Runtime differs from PyTorch by '
                                  f'{difference:.1e} of the largest value, over {AGREE}')
-        print(f'{size[0]}x{size[1]}: agrees with PyTorch to {difference:.1e} of the largest value',
-              flush=True)
+        yield f'{size[0]}x{size[1]}: agrees with PyTorch to {difference:.1e} of the largest value'
 
 
 @torch.no_grad()
@@ -187,20 +190,22 @@ def main() -> None:
         raise SystemExit(f'export_onnx.py needs {", ".join(missing)}: install with pip')
     try:
         part = build(args)
-        print('trace the model: minutes', flush=True)
-        start = time.perf_counter()
-        program = trace(part, args.size)
-        print(f'traced in {time.perf_counter() - start:.0f} s', flush=True)
-        with whole_file(args.out) as temporary:
-            program.save(temporary)
+        with progress(args.quiet) as bar, whole_file(args.out) as temporary:
+            task = bar.add_task('trace the model, which takes minutes', total=4)
+            trace(part, args.size).save(temporary)
             check_operators(temporary)
-            check_numbers(temporary, part, args.size)
+            bar.update(task, advance=1, description='check the numbers')
+            for found in check_numbers(temporary, part, args.size):
+                bar.update(task, advance=1)
+                if not args.quiet:
+                    print(found, flush=True)
     except (ValueError, OSError) as error:
         raise SystemExit(f'export_onnx.py: error: {args.config}: {error}\n'
                          f'nothing is written to {args.out}') from None
-    print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, outputs '
-          f'{", ".join(part(random_image(args.size)))}'
-          + ('' if args.checkpoint else '; its weights are random: no --checkpoint'))
+    if not args.quiet:
+        print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, outputs '
+              f'{", ".join(part(random_image(args.size)))}'
+              + ('' if args.checkpoint else '; its weights are random: no --checkpoint'))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import torch
 from mmengine.runner import save_checkpoint
 from torch import Tensor, nn
 
-from soft_mm.utils import load_checkpoint
+from soft_mm.utils import add_quiet, load_checkpoint, progress
 
 State = dict[str, Tensor]
 # What the authors pickle beside the tensors: their command line, or their settings, which are a
@@ -21,7 +21,7 @@ HARMLESS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 
 def run(description: str, containers: tuple[str, ...], ema_container: str,
         convert: Callable[[State], tuple[State, dict]]) -> None:
-    """The command of a converter: ``SRC DST [--ema] [--trust-pickle]``.
+    """The command of a converter: ``SRC DST [--ema] [--trust-pickle] [--quiet]``.
 
     Args:
         description: first line of the help.
@@ -35,19 +35,28 @@ def run(description: str, containers: tuple[str, ...], ema_container: str,
     parser.add_argument('--ema', action='store_true', help='take the averaged weights')
     parser.add_argument('--trust-pickle', action='store_true',
                         help='run the code that the file may contain: only for files you trust')
+    add_quiet(parser)
     args = parser.parse_args()
     try:
         if not args.dst.parent.is_dir():
             raise ValueError(f'there is no folder {args.dst.parent} to write to')
         if args.dst.exists() and args.dst.samefile(args.src):
             raise ValueError(f'{args.dst} is the source; name another file to write')
-        checkpoint = load_checkpoint(args.src, trust_pickle=args.trust_pickle, harmless=HARMLESS)
-        state_dict, meta = convert(
-            _state_dict(checkpoint, (ema_container, ) if args.ema else containers))
-        save_checkpoint(dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)), str(args.dst))
+        with progress(args.quiet) as bar:
+            task = bar.add_task('read', total=3)
+            checkpoint = load_checkpoint(args.src, trust_pickle=args.trust_pickle,
+                                         harmless=HARMLESS)
+            bar.update(task, advance=1, description='convert')
+            state_dict, meta = convert(
+                _state_dict(checkpoint, (ema_container, ) if args.ema else containers))
+            bar.update(task, advance=1, description='write')
+            save_checkpoint(dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)),
+                            str(args.dst))
+            bar.update(task, advance=1)
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(1, f'{parser.prog}: error: {args.src}: {error}\n')
-    print(f'{args.dst}: {len(state_dict)} tensors, {meta}')
+    if not args.quiet:
+        print(f'{args.dst}: {len(state_dict)} tensors, {meta}')
 
 
 def check(converted: State, model: nn.Module) -> None:

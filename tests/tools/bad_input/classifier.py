@@ -25,4 +25,3 @@ test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1, ))
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1)
-default_hooks = dict(check_model=dict(type='soft_mm.CheckModelHook'))

@@ -29,4 +29,3 @@ train_dataloader = dict(in_this_process, dataset=dict(metainfo=metainfo, pipelin
 val_dataloader = dict(in_this_process, dataset=dict(metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=1)
-default_hooks = dict(check_model=dict(type='soft_mm.CheckModelHook'))

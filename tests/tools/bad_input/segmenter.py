@@ -24,4 +24,3 @@ train_dataloader = dict(in_this_process, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(in_this_process, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 train_cfg = dict(max_iters=1, val_interval=1)
-default_hooks = dict(check_model=dict(type='soft_mm.CheckModelHook'))

@@ -1,0 +1,90 @@
+"""Training in shards: every process keeps a part of each weight, its gradient and its averages.
+
+ZeRO stage 3 (arXiv 1910.02054), as PyTorch's ``fully_shard`` does it. MMEngine's own FSDPStrategy
+flattens the parameters, whose shapes then no longer tell which decay, and clips each process's part
+of the gradient by a norm of its own.
+"""
+
+import time
+from collections.abc import Callable
+
+import mmengine
+import torch
+from mmengine._strategy import DDPStrategy
+from mmengine.device import get_device
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.runner import save_checkpoint
+from mmengine.utils import apply_to
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..models.layers import TransformerBlock
+from ..registry import STRATEGIES
+from .runner import checkpoint_of_this_model
+
+
+@STRATEGIES.register_module()
+class FSDPStrategy(DDPStrategy):
+    """For MMEngine's FlexibleRunner, on several processes.
+
+    The layers of a transformer block are whole only while it runs. Checkpoints are whole, the same
+    as those of any other run, so that one can go on from the other, on any number of processes.
+
+    Args:
+        **kwargs: those of MMEngine's DDPStrategy.
+    """
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        model = self.convert_model(model.to(get_device()))
+        mesh = init_device_mesh(get_device(), (get_world_size(), ))
+        for module in model.modules():
+            if isinstance(module, TransformerBlock):
+                fully_shard(module, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    def save_checkpoint(self, filename: str, *, save_optimizer: bool = True,
+                        save_param_scheduler: bool = True, extra_ckpt: dict | None = None,
+                        callback: Callable[[dict], None] | None = None) -> None:
+        # Every process gathers the whole tensors with the others, the first one writes them.
+        checkpoint = dict(extra_ckpt or {}, state_dict=_whole(self.model_state_dict()))
+        checkpoint['meta'] = dict(
+            checkpoint.get('meta', {}), seed=self.seed, mmengine=mmengine.__version__,
+            time=time.strftime('%Y%m%d_%H%M%S'))
+        if save_optimizer:
+            checkpoint['optimizer'] = _whole(self.optim_state_dict())
+        if save_param_scheduler and hasattr(self, 'param_schedulers'):
+            checkpoint['param_schedulers'] = self.scheduler_state_dict()
+        if callback is not None:
+            callback(checkpoint)
+        if is_main_process():
+            save_checkpoint(checkpoint, filename)
+
+    def load_checkpoint(self, filename: str, *, strict: bool = True, **kwargs) -> dict:
+        with checkpoint_of_this_model(filename):
+            return super().load_checkpoint(filename, strict=True, **kwargs)
+
+    def load_model_state_dict(self, state_dict: dict[str, Tensor], **kwargs) -> None:
+        own = self.model.state_dict()
+        super().load_model_state_dict(
+            {name: _part(tensor, own.get(name)) for name, tensor in state_dict.items()}, **kwargs)
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        groups = self.optim_wrapper.optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group['params']]
+        state_dict['state'] = {
+            i: apply_to(state, torch.is_tensor, lambda x, i=i: _part(x, parameters[i]))
+            for i, state in state_dict['state'].items()}
+        super().load_optim_state_dict(state_dict)
+
+
+def _whole(state: dict) -> dict:
+    return apply_to(state, lambda x: isinstance(x, DTensor), lambda x: x.full_tensor().cpu())
+
+
+def _part(x: Tensor, like: Tensor | None) -> Tensor:
+    """What this process keeps of it, if it keeps a part of a tensor of this shape."""
+    if isinstance(like, DTensor) and x.shape == like.shape:
+        return distribute_tensor(x, like.device_mesh, like.placements)
+    return x

@@ -1,0 +1,17 @@
+import argparse
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def progress(quiet: bool) -> Progress:
+    """Bars on standard error, each with its share done, the time so far and the time left."""
+    return Progress(TextColumn('{task.description}'), BarColumn(),
+                    TextColumn('{task.completed:.0f}/{task.total:.0f}'), TimeElapsedColumn(),
+                    TextColumn('left:'), TimeRemainingColumn(),
+                    console=Console(stderr=True), disable=quiet)
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--quiet', action='store_true', help='no progress, nothing but results and '
+                        'errors')

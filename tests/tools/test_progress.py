@@ -1,0 +1,75 @@
+"""Long work shows how far it is and the time left, on a terminal; scripts can have silence."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_converters import authors_state
+
+ROOT = Path(__file__).parents[2]
+DEIT = 'configs/imagenet/inline-deit-tiny_8xb512-300e_in1k.py'
+# The command, and what it shows on the way.
+TOOLS = {
+    'generator': (['dataset_converters/make_shapes.py', '{}/shapes', '--train', '5', '--val', '2'],
+                  ['draw train .* 5/5', 'draw val .* 2/2']),
+    'converter': (['model_converters/soft_to_mm.py', '{}/theirs.pth', '{}/ours.pth'],
+                  ['convert .* 1/3', 'write .* 3/3']),
+    'ops': (['benchmarks/ops.py', '--device', 'cpu', '--only', 'newton_inverse', '--sizes',
+             '64x64', '--stages', '1', '2'], ['measure .* 2/2']),
+    'backbones': (['benchmarks/backbones.py', '--device', 'cpu', '--only', 'ResNet-50', '--sizes',
+                   '64x64', '--repeats', '1'], ['ResNet-50, 64×64, training step .* 2/2']),
+    'export': (['deployment/export_onnx.py', DEIT, '{}/deit.onnx', '--cfg-options',
+                'model.backbone.depths=(1,)'], ['trace .* 0/4', 'check the numbers .* 4/4']),
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A tool with a terminal as its standard error: what it wrote to stdout, and to the terminal."""
+
+    def run(*command: str) -> tuple[str, str]:
+        terminal, end = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, '-W', 'ignore', *(part.format(tmp_path) for part in command)],
+            cwd=ROOT / 'tools', stdout=(tmp_path / 'stdout').open('w'), stderr=end,
+            env={**os.environ, 'COLUMNS': '150', 'TERM': 'xterm', 'PYTHONWARNINGS': 'ignore'})
+        os.close(end)
+        shown = b''
+        while True:
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:  # the last process that holds the other end has closed it
+                break
+        os.close(terminal)
+        assert process.wait() == 0, shown.decode()
+        return (tmp_path / 'stdout').read_text(), re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '',
+                                                         shown.decode())
+
+    return run
+
+
+@pytest.fixture(params=TOOLS)
+def tool(request, tmp_path) -> str:
+    if request.param == 'converter':
+        state = authors_state(request.getfixturevalue('golden'), 'soft-tiny_2x224x224')
+        torch.save(dict(state_dict=state), tmp_path / 'theirs.pth')
+    return request.param
+
+
+def test_a_terminal_shows_the_time_left(tool, run):
+    command, bars = TOOLS[tool]
+    _, shown = run(*command)
+    for bar in bars:
+        assert re.search(rf'{bar} +\d:\d\d:\d\d left: +(\d:\d\d:\d\d|-:--:--)', shown), shown
+
+
+def test_quiet(tool, run):
+    """Benchmarks write their table, as it is the result; the others nothing."""
+    stdout, shown = run(*TOOLS[tool][0], '--quiet')
+    assert shown == ''
+    assert bool(stdout) == (tool in ('ops', 'backbones'))
