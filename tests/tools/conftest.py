@@ -1,4 +1,6 @@
 import importlib
+import importlib.util
+import json
 import multiprocessing
 import runpy
 import subprocess
@@ -17,6 +19,26 @@ def tables():
     sys.path.insert(0, folder)
     yield importlib.import_module('tables')
     sys.path.remove(folder)
+
+
+@pytest.fixture(scope='session')
+def fill(golden):
+    """The golden numbers' fill.py as a module."""
+    spec = importlib.util.spec_from_file_location('fill', golden / 'fill.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='session')
+def authors_state(golden, fill):
+    """A state dict with the authors' names, by the name of its golden file."""
+
+    def state(name: str) -> dict:
+        shapes = json.loads((golden / f'{name}.json').read_text())['state_dict']
+        return {key: fill.fill(key, shape) for key, shape in shapes.items()}
+
+    return state
 
 
 @pytest.fixture(scope='session')

@@ -40,7 +40,7 @@ def test_table_json_and_plot(run_tool, tmp_path):
 def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, 'AGREE', -1.)
     args = argparse.Namespace(only=['exact solve'], sizes=[(64, 96)], modes=['forward'],
-                              device='cpu', repeats=1)
+                              device='cpu', repeats=1, quiet=True)
     with pytest.raises(SystemExit, match='exact solve at .64, 96.: its maps differ by'):
         benchmark.run_all(args)
 

@@ -1,7 +1,6 @@
 """Checkpoints with the authors' names, filled with known weights, give the authors' outputs."""
 
 import argparse
-import importlib.util
 import json
 import os
 import pickle
@@ -35,22 +34,10 @@ GOLDEN = {
 }
 
 
-def load_fill(golden: Path):
-    spec = importlib.util.spec_from_file_location('fill', golden / 'fill.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def authors_state(golden: Path, name: str) -> dict[str, Tensor]:
-    shapes = json.loads((golden / f'{name}.json').read_text())['state_dict']
-    return {key: load_fill(golden).fill(key, shape) for key, shape in shapes.items()}
-
-
 @pytest.fixture(scope='module')
-def states(golden) -> dict[str, dict[str, Tensor]]:
+def states(authors_state) -> dict[str, dict[str, Tensor]]:
     """A whole state dict of each kind."""
-    return {name.split('_')[0]: authors_state(golden, name) for name in GOLDEN
+    return {name.split('_')[0]: authors_state(name) for name in GOLDEN
             if 'small' not in name}
 
 
@@ -67,10 +54,10 @@ def relative_error(ours: Tensor, theirs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize('name', GOLDEN)
-def test_parity(golden, run_tool, tmp_path, name):
+def test_parity(golden, fill, authors_state, run_tool, tmp_path, name):
     converter, config, arch = GOLDEN[name]
     container = 'state_dict' if name.startswith('soft') else 'model'
-    torch.save({container: authors_state(golden, name), 'args': argparse.Namespace(epochs=300)},
+    torch.save({container: authors_state(name), 'args': argparse.Namespace(epochs=300)},
                tmp_path / 'theirs.pth')
     run_tool(converter, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
     checkpoint = torch.load(tmp_path / 'ours.pth', weights_only=True)
@@ -87,7 +74,7 @@ def test_parity(golden, run_tool, tmp_path, name):
         block.register_forward_hook(lambda block, args, out: tokens.append(out))
     shape = json.loads((golden / f'{name}.json').read_text())['input']
     with torch.no_grad():
-        logits = model(load_fill(golden).image(name, shape))
+        logits = model(fill.image(name, shape))
     theirs = np.load(golden / f'{name}.npz')
     for i, stage in enumerate(tokens, 1):
         values = stage.flatten()[::61][:20000]
@@ -97,14 +84,14 @@ def test_parity(golden, run_tool, tmp_path, name):
 
 
 @pytest.mark.parametrize('name', [name for name in GOLDEN if 'small' not in name])
-def test_from_checkpoint_to_table(golden, real_images, run_tool, tables, tmp_path, name):
+def test_from_checkpoint_to_table(authors_state, real_images, run_tool, tables, tmp_path, name):
     """The page's commands, as far as the accuracy beside the paper's, on images of two classes."""
     _, config, _ = GOLDEN[name]
     (row, ) = (line for line in (ROOT / 'tools/model_converters/README.md').read_text().splitlines()
                if f'/{config}.py)' in line)
     script, theirs, ours = re.search('`python tools/(.*?)`', row)[1].split()
     (tmp_path / 'checkpoints').mkdir()
-    torch.save({'state_dict': authors_state(golden, name)}, tmp_path / theirs)
+    torch.save({'state_dict': authors_state(name)}, tmp_path / theirs)
     run_tool(script, tmp_path / theirs, tmp_path / ours)
     config = f'configs/imagenet/{config}.py'
     run_tool('test.py', config, tmp_path / ours, '--work-dir', tmp_path / 'work',

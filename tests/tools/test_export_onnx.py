@@ -17,6 +17,7 @@ SOFT = 'configs/imagenet/soft-norm-tiny_8xb128-300e_in1k.py'
 DEIT = 'configs/imagenet/inline-deit-tiny_8xb512-300e_in1k.py'
 PVT = 'configs/imagenet/inline-pvt-tiny_8xb128-300e_in1k.py'
 SWIN = 'configs/imagenet/inline-swin-tiny_8xb128-300e_in1k.py'
+CSWIN = 'configs/imagenet/inline-cswin-tiny_8xb128-300e_in1k.py'
 RETINANET = 'configs/coco/retinanet_soft-norm-tiny_fpn_1x_coco.py'
 MASK_RCNN = 'configs/coco/mask-rcnn_soft-norm-tiny_fpn_1x_coco.py'
 SIZES = (200, 333), (320, 448), (448, 192)
@@ -30,6 +31,9 @@ CASES = {
     'SOFT-Norm RetinaNet': (RETINANET, [*SHALLOW, 'model.bbox_head.stacked_convs=1'], 'network',
                             PREDICTIONS),
     'PVT classifier': (PVT, SHALLOW, 'network', ['logits']),
+    'Swin backbone': (SWIN, ['model.backbone.depths=(2,2,2,2)', 'model.backbone.out_type=featmap'],
+                      'backbone', MAPS),
+    'CSwin classifier': (CSWIN, SHALLOW, 'network', ['logits']),
 }
 LONG = [name for name in CASES if name != 'DeiT classifier']
 
@@ -63,6 +67,8 @@ def test_numbers(run_tool, parse_options, tmp_path, name):
     session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
     assert [out.name for out in session.get_outputs()] == names
     for size in SIZES:
+        if 'win' in name:
+            size = tuple(side // 32 * 32 for side in size)
         image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             expected = flat((model.backbone if part == 'backbone' else model)(image))
@@ -84,7 +90,9 @@ BAD = {
     'too small': (DEIT, 'a.onnx', ['--size', '64x224'], "'64x224' must be HxW"),
     'no size': (DEIT, 'a.onnx', ['--size', '224'], "'224' must be HxW"),
     'two stages': (MASK_RCNN, 'a.onnx', [], 'takes ImageClassifier and RetinaNet, got MaskRCNN'),
-    'windows': (SWIN, 'a.onnx', [], 'InLineSwin attends in windows or stripes'),
+    'windows': (SWIN, 'a.onnx', ['--size', '224x300'],
+                'InLineSwin attends in windows or stripes and is exported for sides that are '
+                'multiples of 32, got --size 224x300'),
     'random landmarks': (SOFT, 'a.onnx', ['--cfg-options', 'model.backbone.landmarks=random'],
                          "landmarks='random'"),
 }

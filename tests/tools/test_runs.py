@@ -66,6 +66,19 @@ def test_test_writes_metrics_predictions_and_pictures(trained, shapes, run_tool,
     assert [set(p['pred_instances']) for p in predictions] == [{'bboxes', 'labels', 'scores'}] * 4
 
 
+def test_tensorboard_gets_what_the_log_has(shapes, run_tool, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator',
+                                      reason='tensorboard is not installed')
+    run_tool('train.py', DEMO, '--work-dir', tmp_path, '--tensorboard', *options(shapes, 1),
+             'default_hooks.logger.interval=1')
+    (log, ) = tmp_path.glob('*/vis_data/scalars.json')
+    losses = [line['loss'] for line in map(json.loads, log.read_text().splitlines())
+              if 'loss' in line]
+    events = accumulator.EventAccumulator(str(log.parent)).Reload()
+    assert [event.value for event in events.Scalars('loss')] == pytest.approx(losses)
+    assert 'coco/bbox_mAP' in events.Tags()['scalars']
+
+
 def test_auto_scale_lr(shapes, run_tool, tmp_path):
     """4 images a step for a config made for 16: a quarter of the rate."""
     done = run_tool('train.py', DEMO, '--work-dir', tmp_path, '--auto-scale-lr',

@@ -37,7 +37,7 @@ nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self
 
 @HOOKS.register_module()
 class SaveEveryRank(Hook):
-    """Writes ``rank0.pth``, ``rank1.pth``, … into the work dir: the weights, whole, and the losses."""
+    """Writes ``rank0.pth``, ``rank1.pth``, … into the work dir: whole weights, and the losses."""
 
     def before_train(self, runner) -> None:
         self.losses = []

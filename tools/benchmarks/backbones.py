@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import soft_mm  # noqa: F401
 from soft_mm.ops import kernel
+from soft_mm.utils import add_quiet, progress
 
 STAGES = dict(out_indices=(0, 1, 2, 3))
 NEWTON = dict(type='soft_mm.SOFT', arch='tiny', sym_norm=True)
@@ -141,26 +142,30 @@ def run_all(args: argparse.Namespace) -> list[Measured]:
     """Each case, size and mode in a process of its own."""
     names = [name for name in CASES
              if not args.only or any(part in name for part in args.only)]
+    runs = [(size, mode, name) for size in args.sizes for mode in args.modes for name in names
+            if size[0] * size[1] <= CASES[name].up_to]
     results = []
-    for size in args.sizes:
-        for mode in args.modes:
-            for name in names:
-                if size[0] * size[1] > CASES[name].up_to:
-                    continue
-                done = subprocess.run(
-                    [sys.executable, __file__, '--case', name, '--sizes', f'{size[0]}x{size[1]}',
-                     '--modes', mode, '--device', args.device, '--repeats', str(args.repeats)],
-                    env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel or ''},
-                    capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
-                result = Measured(**json.loads(done.stdout.splitlines()[-1]))
-                if result.difference is not None and not result.difference <= AGREE:
-                    raise SystemExit(
-                        f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
-                        'of the reference way; its speed means nothing')
-                print(f'{name}, {size[0]}×{size[1]}, {mode}: {result.time:.0f} ms', file=sys.stderr)
-                results.append(result)
+    with progress(args.quiet) as bar:
+        task = bar.add_task('', total=len(runs))
+        for size, mode, name in runs:
+            run = f'{name}, {size[0]}×{size[1]}, {mode}'
+            bar.update(task, description=run)
+            done = subprocess.run(
+                [sys.executable, __file__, '--case', name, '--sizes', f'{size[0]}x{size[1]}',
+                 '--modes', mode, '--device', args.device, '--repeats', str(args.repeats)],
+                env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel or ''},
+                capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
+            result = Measured(**json.loads(done.stdout.splitlines()[-1]))
+            if result.difference is not None and not result.difference <= AGREE:
+                raise SystemExit(
+                    f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
+                    'of the reference way; its speed means nothing')
+            results.append(result)
+            bar.advance(task)
+            if not args.quiet:
+                bar.console.print(f'{run}: {result.time:.0f} ms')
     return results
 
 
@@ -240,6 +245,7 @@ def parse_args() -> argparse.Namespace:
                         help='runs of each case, and more until they take 3 seconds')
     parser.add_argument('--out', type=Path, help='write FILE.md, FILE.json and FILE.png',
                         metavar='FILE')
+    add_quiet(parser)
     parser.add_argument('--case', choices=list(CASES), help=argparse.SUPPRESS)
     return parser.parse_args()
 

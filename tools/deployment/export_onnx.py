@@ -18,6 +18,10 @@ from soft_mm.utils import add_quiet, load_checkpoint, progress, whole_file
 OPSET = 20
 # What traces a graph takes a side of 1 for a constant; from here on no map has one.
 SMALLEST = 160
+# So is a single window: here even InLine-Swin's third stage has several, of 56 tokens.
+SEVERAL_WINDOWS = 1024, 1152
+# Sides of which every stage's map is a whole part: for others the algebra of windows would not end.
+STEP = 32
 AGREE = 1e-3  # of the largest value of an output, to PyTorch's
 
 
@@ -112,14 +116,18 @@ def build(args: argparse.Namespace) -> Exported:
     if any(isinstance(m, Landmarks) and m.mode == 'random' for m in model.modules()):
         raise ValueError("landmarks='random' draws others in every call, which no file can be "
                          "checked for; 'conv' and 'avg_pool' can be exported")
-    if any(getattr(m, 'window_size', None) or getattr(m, 'stripe_size', None)
-           for m in model.modules()):
-        raise ValueError(f'{type(model.backbone).__name__} attends in windows or stripes, which '
-                         'are not traced for images of any size; SOFT, InLineDeiT, and InLinePVT '
-                         'without inline_window_size can be exported')
+    if has_windows(model) and any(side % STEP for side in args.size):
+        raise ValueError(f'{type(model.backbone).__name__} attends in windows or stripes and is '
+                         f'exported for sides that are multiples of {STEP}, got --size '
+                         f'{args.size[0]}x{args.size[1]}')
     if args.part == 'backbone':
         return Exported(model.backbone, maps_of).eval()
     return Exported(model, NETWORKS[name]).eval()
+
+
+def has_windows(model: nn.Module) -> bool:
+    return any(getattr(m, 'window_size', None) or getattr(m, 'stripe_size', None)
+               for m in model.modules())
 
 
 def load(model: nn.Module, path: Path) -> None:
@@ -133,12 +141,14 @@ def load(model: nn.Module, path: Path) -> None:
 
 
 def trace(part: Exported, size: tuple[int, int]) -> torch.onnx.ONNXProgram:
-    image = random_image(size)
-    sides = {2: torch.export.Dim('height', min=2), 3: torch.export.Dim('width', min=2)}
+    windows = has_windows(part)
+    image = random_image(SEVERAL_WINDOWS if windows else size)
+    sides = [(STEP if windows else 1) * torch.export.Dim(name, min=2)
+             for name in ('height', 'width')]
     return torch.onnx.export(
         part, (image, ), dynamo=True, opset_version=OPSET, input_names=['image'],
         output_names=list(part(image)), verbose=False,
-        dynamic_shapes=[sides])
+        dynamic_shapes=[{2: sides[0], 3: sides[1]}])
 
 
 def random_image(size: tuple[int, int]) -> Tensor:
@@ -166,7 +176,8 @@ def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> Iterator
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     height, width = size
-    for size in (height, width), (width + 45, height), (2 * height - 45, width + 32):
+    more = STEP if has_windows(part) else 45
+    for size in (height, width), (width + more, height), (2 * height - more, width + STEP):
         image = random_image(size)
         theirs = session.run(None, dict(image=image.numpy()))
         difference = 0.

@@ -8,6 +8,7 @@ from math import isqrt
 from pathlib import Path
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.runner import save_checkpoint
 from torch import Tensor, nn
 
@@ -37,6 +38,8 @@ def run(description: str, containers: tuple[str, ...], ema_container: str,
                         help='run the code that the file may contain: only for files you trust')
     add_quiet(parser)
     args = parser.parse_args()
+    if args.quiet:
+        MMLogger.get_current_instance().setLevel('ERROR')
     try:
         if not args.dst.parent.is_dir():
             raise ValueError(f'there is no folder {args.dst.parent} to write to')

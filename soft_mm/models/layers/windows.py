@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...ops.kernel import is_exporting
 from .sizes import ceil_div, known, smaller
 
 
@@ -39,7 +40,7 @@ class Windows:
         if self.padded:
             x = F.pad(x, (0, 0, 0, columns * w - self.hw[1], 0, rows * h - self.hw[0]))
         if self.shifted:
-            x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
+            x = _roll(x, (rows * h - self.shift[0], columns * w - self.shift[1]))
         x = x.unflatten(2, (columns, w)).unflatten(1, (rows, h)).transpose(2, 3)
         return x.flatten(3, 4).flatten(0, 2)
 
@@ -48,7 +49,7 @@ class Windows:
         x = windows.unflatten(1, self.size).unflatten(0, (-1, *self._grid))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if self.shifted:
-            x = x.roll(self.shift, (1, 2))
+            x = _roll(x, self.shift)
         return x[:, :self.hw[0], :self.hw[1]].flatten(1, 2)
 
     def num_tokens(self, x: Tensor) -> Tensor:
@@ -85,3 +86,15 @@ class Windows:
     def padded(self) -> bool:
         """Whether some tokens of the windows may be padding."""
         return not all(known(side % size == 0) for side, size in zip(self.hw, self.size))
+
+
+def _roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
+    """The maps ``(B, H, W, C)`` moved down and right, at most around once."""
+    if not is_exporting():
+        return x.roll(shift, (1, 2))
+    # ONNX has no roll, and no remainder, by a number that depends on the image's size.
+    source = (torch.arange(side, device=x.device) - moved
+              for side, moved in zip(x.shape[1:3], shift))
+    rows, columns = (torch.where(place < 0, place + place.shape[0], place)
+                     for place in source)
+    return x[:, rows][:, :, columns]
