@@ -35,7 +35,8 @@ def run(tmp_path):
         terminal, end = pty.openpty()
         process = subprocess.Popen(
             [sys.executable, '-W', 'ignore', f'tools/{command[0]}',
-             *(part.format(tmp_path) for part in command[1:])], cwd=ROOT, stdout=(tmp_path / 'stdout').open('w'), stderr=end,
+             *(part.format(tmp_path) for part in command[1:])], cwd=ROOT,
+            stdout=(tmp_path / 'stdout').open('w'), stderr=end,
             env={**os.environ, 'COLUMNS': '150', 'TERM': 'xterm', 'PYTHONWARNINGS': 'ignore'})
         os.close(end)
         shown = b''
