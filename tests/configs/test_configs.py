@@ -18,6 +18,7 @@ PARAMS = {
     **{f'imagenet/{model}-{size}-300e_in1k.py': count for model in ('soft', 'soft-norm')
        for size, count in (('tiny_8xb128', 13.07), ('small_8xb128', 24.11), ('medium_8xb32', 45.81),
                            ('large_8xb32', 64.70), ('huge_8xb32', 87.11))},
+    'imagenet/soft-norm-huge_fsdp_8xb32-300e_in1k.py': 87.11,
     'imagenet/inline-deit-tiny_8xb512-300e_in1k.py': 6.48,
     'imagenet/inline-deit-small_8xb128-300e_in1k-288px.py': 16.73,
     'imagenet/inline-deit-base_8xb64-300e_in1k-448px.py': 23.80,
