@@ -12,7 +12,7 @@ import mmengine
 import torch
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_distributed, is_main_process
 from mmengine.runner import save_checkpoint
 from mmengine.utils import apply_to
 from torch import Tensor, nn
@@ -34,9 +34,15 @@ class FSDPStrategy(DDPStrategy):
 
     Args:
         **kwargs: those of MMEngine's DDPStrategy.
+
+    Raises:
+        RuntimeError: where a run is not distributed.
     """
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
+        if not is_distributed():
+            raise RuntimeError('FSDPStrategy needs a distributed run, of one process at least: '
+                               'start it with tools/dist_train.sh')
         model = self.convert_model(model.to(get_device()))
         mesh = init_device_mesh(get_device(), (get_world_size(), ))
         for module in model.modules():
@@ -61,9 +67,9 @@ class FSDPStrategy(DDPStrategy):
         if is_main_process():
             save_checkpoint(checkpoint, filename)
 
-    def load_checkpoint(self, filename: str, *, strict: bool = True, **kwargs) -> dict:
+    def load_checkpoint(self, filename: str, **kwargs) -> dict:
         with checkpoint_of_this_model(filename):
-            return super().load_checkpoint(filename, strict=True, **kwargs)
+            return super().load_checkpoint(filename, **{**kwargs, 'strict': True})
 
     def load_model_state_dict(self, state_dict: dict[str, Tensor], **kwargs) -> None:
         own = self.model.state_dict()
