@@ -53,7 +53,7 @@ test-openmmlab:
 	$(STEP) 'install torch 2.4.1 (several GB, minutes)' 'Check the network, the disk and PYTHON.' \
 	    $(OPENMMLAB)/bin/python -m pip install --quiet torch==2.4.1 'numpy<2.3' 'setuptools<80' wheel \
 	    ninja psutil packaging pytest opencv-python-headless addict matplotlib pillow pycocotools \
-	    pyyaml rich scipy shapely six terminaltables tqdm yapf
+	    pyyaml rich scipy shapely six termcolor terminaltables tqdm yapf
 	$(STEP) 'install mmengine, mmdet, and mmcv with its ops' 'It needs a C++ compiler and the Python headers.' \
 	    env MMCV_WITH_OPS=1 CFLAGS=-g0 $(OPENMMLAB)/bin/python -m pip install --quiet --no-deps \
 	    --no-build-isolation --no-cache-dir mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0
