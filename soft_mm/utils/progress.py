@@ -1,14 +1,20 @@
 import argparse
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 def progress(quiet: bool) -> Progress:
     """Bars on standard error, each with its share done, the time so far and the time left."""
-    return Progress(TextColumn('{task.description}'), BarColumn(),
-                    TextColumn('{task.completed:.0f}/{task.total:.0f}'), TimeElapsedColumn(),
-                    TextColumn('left:'), TimeRemainingColumn(),
+    return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+                    TimeElapsedColumn(), TextColumn('left:'), TimeRemainingColumn(),
                     console=Console(stderr=True), disable=quiet)
 
 
