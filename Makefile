@@ -41,7 +41,7 @@ test-all: lint
 test-core:
 	$(STEP) 'make $(CORE)' 'Remove $(CORE) and run make again.' $(PYTHON) -m venv $(CORE)
 	$(STEP) 'install $(TORCH) and $(MMENGINE)' 'Check the network, the disk and the versions.' \
-	    $(CORE)/bin/python -m pip install --quiet $(TORCH) $(MMENGINE) numpy opencv-python-headless pytest 'setuptools<80'
+	    $(CORE)/bin/python -m pip install --quiet $(foreach package,$(TORCH) $(MMENGINE),'$(package)') numpy opencv-python-headless pytest 'setuptools<80'
 	$(STEP) 'run the tests of soft_mm' 'The failures stand above.' \
 	    env PYTHONPATH=$(CURDIR) $(CORE)/bin/python -m pytest -p no:cacheprovider tests/soft_mm
 

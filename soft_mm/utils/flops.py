@@ -10,6 +10,7 @@ from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from ..ops.extension import missing
 from ..ops.newton_solve.rational import DEGREE
 
 
@@ -39,6 +40,10 @@ def _mlp(x: list[int], weight1: list[int], bias1: list[int], weight2: list[int],
     return Counter(linear=prod(x[:-1]) * (prod(weight1) + prod(weight2)))
 
 
+def _convolve_tokens(v: list[int], *_) -> Counter[str]:
+    return Counter(conv=9 * prod(v))
+
+
 def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
@@ -61,6 +66,7 @@ _DEFAULT_SUPPORTED_FLOP_OPS.update({
     'soft_mm::newton_solve': _of_jit_values(_newton_solve),
     'soft_mm::mlp': _of_jit_values(_mlp),
     'soft_mm::ridge_solve': _of_jit_values(_ridge_solve),
+    'soft_mm::convolve_tokens': _of_jit_values(_convolve_tokens),
     'aten::scaled_dot_product_attention': _of_jit_values(_attention),
 })
 
@@ -95,6 +101,13 @@ def _(p, v, ridge, **_) -> int:
 @register_flop_formula(torch.ops.soft_mm.mlp)
 def _(x, weight1, bias1, weight2, *_, **__) -> int:
     return 2 * _mlp(x, weight1, bias1, weight2).total()
+
+
+if missing() is None:
+
+    @register_flop_formula(torch.ops.soft_mm.convolve_tokens)
+    def _(v, *_, **__) -> int:
+        return 2 * _convolve_tokens(v).total()
 
 
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
