@@ -54,7 +54,7 @@ class FSDPStrategy(DDPStrategy):
                         save_param_scheduler: bool = True, extra_ckpt: dict | None = None,
                         callback: Callable[[dict], None] | None = None) -> None:
         # Every process gathers the whole tensors with the others, the first one writes them.
-        checkpoint = dict(extra_ckpt or {}, state_dict=_whole(self.model_state_dict()))
+        checkpoint = dict(extra_ckpt or {}, state_dict=_whole(self.model.state_dict()))
         checkpoint['meta'] = dict(
             checkpoint.get('meta', {}), seed=self.seed, mmengine=mmengine.__version__,
             time=time.strftime('%Y%m%d_%H%M%S'))
@@ -86,7 +86,9 @@ class FSDPStrategy(DDPStrategy):
 
 
 def _whole(state: dict) -> dict:
-    return apply_to(state, lambda x: isinstance(x, DTensor), lambda x: x.full_tensor().cpu())
+    """Its tensors on the CPU; gathered where they lie, as a GPU's processes only gather on GPUs."""
+    return apply_to(state, torch.is_tensor, lambda x: (
+        x.full_tensor() if isinstance(x, DTensor) else x).cpu())
 
 
 def _part(x: Tensor, like: Tensor | None) -> Tensor:
