@@ -28,6 +28,8 @@ def kernels(triton: str) -> str:
     chosen = os.environ.get('SOFT_MM_KERNEL')
     if chosen is None:
         cpu, gpu = (chosen_kernel(None, torch.device(device)) for device in ('cpu', 'cuda'))
+        if missing() is None:
+            cpu += ' and the extension'
         chosen = f'{cpu} on CPU, {gpu} on CUDA'
     else:
         chosen = f'SOFT_MM_KERNEL={chosen}'

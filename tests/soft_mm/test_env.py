@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import soft_mm
+from soft_mm.ops.extension import missing
 
 
 def report(**environment: str) -> list[str]:
@@ -20,7 +21,8 @@ def lines() -> list[str]:
 
 
 def test_the_first_line_tells_which_kernels_are_in_use(lines):
-    assert lines[0].startswith('kernels: torch on CPU, ')
+    cpu = 'torch' if missing() else 'torch and the extension'
+    assert lines[0].startswith(f'kernels: {cpu} on CPU, ')
     assert '; extension: ' in lines[0]
     assert '; triton: ' in lines[0]
     assert lines[0].endswith(f'; CUDA devices: {torch.cuda.device_count()}')
