@@ -38,6 +38,10 @@ runner_type = 'FlexibleRunner'
 strategy = dict(type='soft_mm.FSDPStrategy')
 val_dataloader.update(sampler=dict(round_up=True))
 """
+SPOILT = """
+custom_hooks.append(dict(type='SpoilLastRank'))
+default_hooks.update(bad_numbers=dict(on_bad_numbers='skip'))
+"""
 
 
 @pytest.fixture
@@ -45,14 +49,14 @@ def train(small_digits, tmp_path):
     """Train in a number of processes, 8 images a step in all; the work dir."""
 
     def run(processes: int, backbone: str, *args: str, sync_bn: str | None = None,
-            sharded: bool = False, epochs: int = 1) -> Path:
+            sharded: bool = False, epochs: int = 1, more: str = '') -> Path:
         base, (_, data, *_) = small_digits
         work_dir = tmp_path / f'{processes}-{sync_bn}-{sharded}'
         work_dir.mkdir(exist_ok=True)
         config = work_dir / 'config.py'
         config.write_text(CONFIG.format(
             base=str(ROOT / base), sync_bn=sync_bn, backbone=backbone, batch=8 // processes,
-            data=data.split('=')[1], epochs=epochs) + SHARDED * sharded)
+            data=data.split('=')[1], epochs=epochs) + SHARDED * sharded + more)
         done = subprocess.run(
             ['tools/dist_train.sh', config, str(processes), '--work-dir', work_dir, *args],
             cwd=ROOT, text=True, capture_output=True, env=os.environ | {
@@ -134,3 +138,11 @@ def test_shards_are_the_same_run_and_one_can_go_on_from_the_other(train):
     assert farthest(weights(shards), weights(one)) < 1e-4
     whole = train(1, INLINE, '--resume', str(shards / 'epoch_1.pth'), epochs=2)
     assert farthest(weights(whole), weights(shards)) < 1e-4
+
+
+def test_all_shards_skip_what_went_bad_in_one(train):
+    folder = train(2, INLINE, sharded=True, more=SPOILT)
+    assert farthest(weights(folder, 1), weights(folder, 0)) == 0
+    assert all(x.isfinite().all() for x in weights(folder).values())
+    (log, ) = folder.glob('*/*.log')
+    assert 'iteration 3: a number of another process' in log.read_text()

@@ -6,7 +6,7 @@ first.
 """
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor, distributed, nn
@@ -53,3 +53,17 @@ class SaveEveryRank(Hook):
                    f'{runner.work_dir}/rank{get_rank()}.pth')
         if distributed.is_initialized():
             distributed.barrier()
+
+
+@HOOKS.register_module()
+class SpoilLastRank(Hook):
+    """In the third iteration a layer of the last process gives NaN."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if get_rank() == get_world_size() - 1 and runner.iter == 2:
+            layer = runner.model.get_submodule('backbone.stages.1.blocks.0.mlp')
+            self.spoilt = layer.register_forward_hook(lambda layer, args, out: out * float('nan'))
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if hasattr(self, 'spoilt'):
+            self.spoilt.remove()
