@@ -89,7 +89,7 @@ $(BIN)/.mmcv: $(BIN)/.requirements
 	@touch $@
 
 # With its compiled ops where there is a C++ compiler; FORCE_CUDA=1 builds them for GPUs too.
-$(BIN)/.soft_mm: setup.py $(wildcard csrc/*.cpp csrc/*/*.*) $(BIN)/.mmcv
+$(BIN)/.soft_mm: setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.*) $(BIN)/.mmcv
 	$(STEP) 'install soft_mm' 'It needs the Python headers to compile (Debian: apt-get install python3-dev).' $(PIP) --editable .
 	@touch $@
 
