@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..layers.maps import as_map
+
 
 class Stage(nn.Module):
     """Patch embedding, position table and blocks over the tokens of one map.
@@ -39,7 +41,7 @@ class Stage(nn.Module):
         """``(B, C_in, H_in, W_in)`` -> the map ``(B, C, H, W)``; no class token here."""
         x = self.pos_embed(self.patch_embed(x))
         hw = x.shape[-2:]
-        return self._run_blocks(x.flatten(2).mT, hw).mT.unflatten(-1, hw), None
+        return as_map(self._run_blocks(x.flatten(2).mT, hw), hw), None
 
     def _run_blocks(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         for block in self.blocks:
@@ -71,7 +73,7 @@ class ClassTokenStage(Stage):
         hw = x.shape[-2:]
         cls_token = (self.cls_token + self.cls_pos_embed).expand(x.shape[0], -1, -1)
         x = self._run_blocks(torch.cat((cls_token, x.flatten(2).mT), dim=1), hw)
-        return x[:, 1:].mT.unflatten(-1, hw), x[:, 0]
+        return as_map(x[:, 1:], hw), x[:, 0]
 
 
 class Backbone(BaseModule):

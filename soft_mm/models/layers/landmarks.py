@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import SymInt, Tensor, nn
 
+from .maps import as_map, channels_last
 from .sizes import ceil_div, smaller
 
 MODES = ('conv', 'avg_pool', 'random')
@@ -49,7 +50,7 @@ class Landmarks(nn.Module):
             grid = [smaller(side, isqrt(self.num_landmarks)) for side in grid]
         if self.mode == 'random':
             return q[:, :, torch.randperm(q.shape[2], device=q.device)[:grid[0] * grid[1]]]
-        maps = q.flatten(0, 1).mT.unflatten(-1, hw)
+        maps = channels_last(as_map(q.flatten(0, 1), hw))
         maps = self.conv(maps) if self.mode == 'conv' else F.avg_pool2d(maps, self.ratio)
         if self.num_landmarks is not None:
             maps = _averaged(maps, grid)

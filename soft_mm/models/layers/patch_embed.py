@@ -1,7 +1,7 @@
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .maps import channels_last
 from .norm import LayerNorm2d
 from .sizes import ceil_div
 
@@ -29,8 +29,7 @@ class ConvPatchEmbed(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels last from the image on, as tokens are: no map is copied on its way to them.
-        return super().forward(x.contiguous(memory_format=torch.channels_last))
+        return super().forward(channels_last(x))
 
 
 class PatchEmbed(nn.Module):
@@ -55,7 +54,7 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(_pad_to_multiple(x, self.proj.stride[0])))
+        return self.norm(self.proj(channels_last(_pad_to_multiple(x, self.proj.stride[0]))))
 
 
 class PatchMerging(nn.Module):

@@ -2,6 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .maps import channels_last
 from .sizes import known
 
 
@@ -78,4 +79,4 @@ class RelativePositionBias(_Table):
 def _resize(table: Tensor, size: tuple[int, int]) -> Tensor:
     if all(known(has == wanted) for has, wanted in zip(table.shape[-2:], size)):
         return table
-    return F.interpolate(table, size=size, mode='bilinear', align_corners=False)
+    return F.interpolate(channels_last(table), size=size, mode='bilinear', align_corners=False)

@@ -5,6 +5,7 @@ from ...ops import nystrom_attention
 from ...ops.nystrom_attention.solvers import check_solver
 from .heads import check_heads, split_heads
 from .landmarks import Landmarks
+from .maps import as_map
 
 
 class SOFTAttention(nn.Module):
@@ -56,6 +57,5 @@ class SOFTAttention(nn.Module):
     def _local(self, v: Tensor, hw: tuple[int, int]) -> Tensor:
         """One filter a head, shared by its channels: ``(B, N, C)`` -> ``(B, N, C)``."""
         filters = self.dwconv.weight.repeat_interleave(v.shape[-1] // self.num_heads, 0)
-        maps = v.mT.unflatten(-1, hw)  # channels-last in memory, as the tokens are
-        return F.conv2d(maps, filters, padding=self.dwconv.padding,
+        return F.conv2d(as_map(v, hw), filters, padding=self.dwconv.padding,
                         groups=v.shape[-1]).flatten(2).mT

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .heads import check_heads
+from .maps import as_map
 from .position_embed import RelativePositionBias
 from .sizes import smaller
 from .windows import Windows
@@ -113,7 +114,7 @@ class CrossShapedAttention(nn.Module):
         if windows.padded:
             mask = windows.real(qkv.device)[:, None, None, :].repeat(len(qkv), 1, 1, 1)
         qkv = windows.split(qkv)
-        maps = qkv.chunk(3, dim=-1)[2].mT.unflatten(-1, windows.size)
+        maps = as_map(qkv.chunk(3, dim=-1)[2], windows.size)
         out = _attend(qkv, self.num_heads, mask) + lepe(maps).flatten(2).mT
         return windows.join(out)
 
