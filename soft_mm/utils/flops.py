@@ -40,6 +40,12 @@ def _mlp(x: list[int], weight1: list[int], bias1: list[int], weight2: list[int],
     return Counter(linear=prod(x[:-1]) * (prod(weight1) + prod(weight2)))
 
 
+def _inline_self_attention(x: list[int], weight: list[int], bias: list[int],
+                           num_heads: int) -> Counter[str]:
+    of_heads = x[0] * x[-1]**2 // num_heads  # one product of a d×d matrix for each head
+    return Counter(linear=3 * prod(x) * x[-1], matmul=(2 * x[1] + 1) * of_heads)
+
+
 def _convolve_tokens(v: list[int], *_) -> Counter[str]:
     return Counter(conv=9 * prod(v))
 
@@ -66,6 +72,7 @@ _DEFAULT_SUPPORTED_FLOP_OPS.update({
     'soft_mm::newton_solve': _of_jit_values(_newton_solve),
     'soft_mm::mlp': _of_jit_values(_mlp),
     'soft_mm::ridge_solve': _of_jit_values(_ridge_solve),
+    'soft_mm::inline_self_attention': _of_jit_values(_inline_self_attention),
     'soft_mm::convolve_tokens': _of_jit_values(_convolve_tokens),
     'aten::scaled_dot_product_attention': _of_jit_values(_attention),
 })
@@ -101,6 +108,13 @@ def _(p, v, ridge, **_) -> int:
 @register_flop_formula(torch.ops.soft_mm.mlp)
 def _(x, weight1, bias1, weight2, *_, **__) -> int:
     return 2 * _mlp(x, weight1, bias1, weight2).total()
+
+
+@register_flop_formula(torch.ops.soft_mm.inline_self_attention)
+def _(x, weight, bias, num_heads, *_, **__) -> int:
+    """Two maps of all tokens and the sums of a third's size; the rest is small matrices."""
+    dims = x[-1]
+    return 2 * x[0] * dims**2 * (3 * x[1] + dims + 2 * dims // num_heads)
 
 
 if missing() is None:

@@ -1,7 +1,8 @@
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import dynamic_conv, inline_attention
+from ...ops.inline_attention.self_attention import inline_self_attention, is_worthwhile
 from .heads import check_heads, split_heads
 from .windows import Windows
 
@@ -49,21 +50,22 @@ class InLineAttention(nn.Module):
             hw: height and width of the map.
             described: tokens of the shape of x, by default x, whose mean makes the filters.
         """
-        qkv = self.qkv(x)
         described = x if described is None else described
         if self.window_size is None:
-            out = self._attend(qkv, described.mean(1), x.shape[1], hw)
-        else:
-            windows = Windows.fit(hw, self.window_size, self.shifted)
-            num_tokens = windows.num_tokens(x)
-            mean = windows.split(described).sum(1) / num_tokens
-            out = self._attend(windows.split(qkv), mean, num_tokens[..., None, None], windows.size)
-            out = windows.join(out)
-        return self.proj(out)
+            if is_worthwhile(x, self.num_heads):
+                weights = self.qkv.weight, self.qkv.bias
+                out, v = inline_self_attention(x, *weights, self.num_heads)
+            else:
+                out, v = self._attend(self.qkv(x), x.shape[1])
+            return self.proj(self._add_convolution(out, v, described.mean(1), hw))
+        windows = Windows.fit(hw, self.window_size, self.shifted)
+        num_tokens = windows.num_tokens(x)
+        mean = windows.split(described).sum(1) / num_tokens
+        out, v = self._attend(windows.split(self.qkv(x)), num_tokens[..., None, None])
+        return self.proj(windows.join(self._add_convolution(out, v, mean, windows.size)))
 
-    def _attend(self, qkv: Tensor, mean: Tensor, num_tokens: int | Tensor,
-                hw: tuple[int, int]) -> Tensor:
-        """Of one map, or of each window: qkv ``(B, T + N, 3·C)``, mean ``(B, C)`` ->
+    def _attend(self, qkv: Tensor, num_tokens: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Of one map, or of each window: qkv ``(B, T + N, 3·C)`` -> output and v
         ``(B, T + N, C)``.
 
         Where tokens are padding, their q, k and v are zero and num_tokens ``(B, 1, 1, 1)`` says how
@@ -71,14 +73,15 @@ class InLineAttention(nn.Module):
         """
         q, k, v = qkv.chunk(3, -1)
         out = inline_attention(*(split_heads(t, self.num_heads) for t in (q, k, v)), num_tokens)
-        out = out.to(v.dtype).transpose(1, 2).flatten(2)
-        others, tokens = out.split((out.shape[1] - hw[0] * hw[1], hw[0] * hw[1]), 1)
-        tokens = tokens + self._convolve(v[:, others.shape[1]:], mean, hw)
-        return torch.cat((others, tokens), 1) if others.shape[1] else tokens
+        return out.to(v.dtype).transpose(1, 2).flatten(2), v
 
-    def _convolve(self, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Every map ``(B, H·W, C)`` by its own filters, which its mean token ``(B, C)`` makes."""
+    def _add_convolution(self, out: Tensor, v: Tensor, mean: Tensor,
+                         hw: tuple[int, int]) -> Tensor:
+        """To out ``(B, T + N, C)``, the convolution of v ``(B, T + N, C)`` by the filters that the
+        mean token ``(B, C)`` makes for each map or window."""
         filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 3, 3), None
         if self.lepe is not None:  # two convolutions of the same map are one
             filters, bias = filters + self.lepe.weight.squeeze(1), self.lepe.bias
-        return dynamic_conv(v, filters, hw, bias)
+        others = v.shape[1] - hw[0] * hw[1]
+        convolved = dynamic_conv(v[:, others:], filters, hw, bias)
+        return out + (F.pad(convolved, (0, 0, others, 0)) if others else convolved)

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from soft_mm.models.layers.heads import split_heads
 from soft_mm.ops import inline_attention
 from soft_mm.ops.inline_attention.reference import attention_rows
 from soft_mm.ops.inline_attention.reference import inline_attention as reference
+from soft_mm.ops.inline_attention.self_attention import inline_self_attention, is_worthwhile
 
 SIZES = [(2, 3, 49, 65, 32, 32), (1, 1, 1, 1, 1, 1), (2, 1, 33, 17, 5, 7)]  # B, h, M, N, d, e
 
@@ -91,3 +93,54 @@ def test_computes_in_fp32(dtype):
 def test_shapes_are_checked(shapes):
     with pytest.raises(ValueError, match=r'got \(2, 3, 4\)'):
         inline_attention(*(torch.zeros(shape) for shape in shapes))
+
+
+def projections(*shape: int, dtype=torch.float64) -> list[Tensor]:
+    """x ``(B, N, C)``, weight and bias of q, k and v."""
+    dims = shape[-1]
+    shapes = shape, (3 * dims, dims), (3 * dims, )
+    return [(tokens(*s, dtype=dtype) + 0.5).requires_grad_() for s in shapes]
+
+
+def projected(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    q, k, v = torch.nn.functional.linear(x, weight, bias).chunk(3, -1)
+    out = reference(*(split_heads(t, num_heads) for t in (q, k, v)))
+    return out.transpose(1, 2).flatten(2), v
+
+
+@pytest.mark.parametrize(('shape', 'num_heads'), [((2, 33, 8), 2), ((3, 7, 6), 1), ((1, 1, 4), 4)])
+def test_without_queries_and_keys_equals_the_definition_with_every_gradient(shape, num_heads):
+    inputs = projections(*shape)
+    ours, theirs = (attend(*inputs, num_heads) for attend in (inline_self_attention, projected))
+    torch.testing.assert_close(ours, theirs)
+    grads = [tokens(*shape), tokens(*shape) - 1]
+    for got, expected in zip(torch.autograd.grad(ours, inputs, grads),
+                             torch.autograd.grad(theirs, inputs, grads)):
+        torch.testing.assert_close(got, expected, atol=1e-11, rtol=1e-9)
+
+
+def test_without_queries_and_keys_in_fp32():
+    """No less exact than with them, though the tokens' mean is far from zero."""
+    inputs = projections(1, 4096, 64, dtype=torch.float32)
+    exact = projected(*(t.double() for t in inputs), 2)[0]
+    q, k, v = torch.nn.functional.linear(*inputs).chunk(3, -1)
+    made = inline_attention(*(split_heads(t, 2) for t in (q, k, v))).transpose(1, 2).flatten(2)
+    error, other = ((out - exact).abs().max() for out in
+                    (inline_self_attention(*inputs, 2)[0], made))
+    assert error <= max(2 * other, 1e-5 * exact.abs().max())
+
+
+def test_without_queries_and_keys_passes_opcheck():
+    torch.library.opcheck(torch.ops.soft_mm.inline_self_attention,
+                          (*projections(2, 9, 8, dtype=torch.float32), 2))
+
+
+def test_queries_and_keys_are_left_out_for_many_tokens_on_a_cpu(monkeypatch):
+    many, few = tokens(1, 400, 8, dtype=torch.float32), tokens(1, 9, 8, dtype=torch.float32)
+    assert is_worthwhile(many, 2)
+    assert not is_worthwhile(few, 2)
+    assert not is_worthwhile(many.half(), 2)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not is_worthwhile(many, 2)
+    monkeypatch.setattr('soft_mm.ops.kernel.FROM_ENVIRONMENT', 'reference')
+    assert not is_worthwhile(many, 2)
