@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..models.layers import TransformerBlock
 from ..registry import STRATEGIES
-from .runner import checkpoint_of_this_model
+from .runner import check_resumable, checkpoint_of_this_model
 
 
 @STRATEGIES.register_module()
@@ -70,6 +70,16 @@ class FSDPStrategy(DDPStrategy):
     def load_checkpoint(self, filename: str, **kwargs) -> dict:
         with checkpoint_of_this_model(filename):
             return super().load_checkpoint(filename, **{**kwargs, 'strict': True})
+
+    def resume(self, filename: str, *, callback: Callable[[dict], None] | None = None,
+               **kwargs) -> dict:
+
+        def checked(checkpoint: dict) -> None:
+            check_resumable(checkpoint, filename)
+            if callback is not None:
+                callback(checkpoint)
+
+        return super().resume(filename, callback=checked, **kwargs)
 
     def load_model_state_dict(self, state_dict: dict[str, Tensor], **kwargs) -> None:
         own = self.model.state_dict()

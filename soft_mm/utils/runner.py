@@ -22,13 +22,22 @@ def checkpoint_of_this_model(filename: str) -> Iterator[None]:
             [f'{filename} is no checkpoint of this model:', *lines[:20], *more])) from None
 
 
+def check_resumable(checkpoint: dict, filename: str) -> None:
+    """
+    Raises:
+        ValueError: if training cannot go on from it.
+    """
+    if 'optimizer' not in checkpoint:
+        raise ValueError(f'{filename} holds weights alone, without the state of the optimizer: '
+                         'no training can be resumed from it')
+
+
 class Runner(_Runner):
     """MMEngine's, which here takes no checkpoint but one of its own model."""
 
     def load_checkpoint(self, filename: str, map_location: str = 'cpu', **kwargs) -> dict:
         with checkpoint_of_this_model(filename):
             checkpoint = super().load_checkpoint(filename, map_location, strict=True, **kwargs)
-        if self._resume and 'optimizer' not in checkpoint:
-            raise ValueError(f'{filename} holds weights alone, without the state of the optimizer: '
-                             'no training can be resumed from it')
+        if self._resume:
+            check_resumable(checkpoint, filename)
         return checkpoint

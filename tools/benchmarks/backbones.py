@@ -5,12 +5,14 @@
     backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
 
 Every case runs in a process of its own: a forward pass, or a training step (forward and backward),
-of one random image. Memory is the first step's peak, over what the process held before. Where the
-maps of a way of ours differ from those of the reference way with the same options, the run fails
-and names it.
+of one random image. Where that takes less than a second, the cases take three turns, as the speed
+of a machine drifts. Memory is the first step's peak, over what the process held before. Where
+the maps of a way of ours differ from those of the reference way with the same options, the run
+fails and names it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -72,6 +74,7 @@ CASES = {
 }
 MODES = ('forward', 'training step')
 MORE_UNTIL = 3000.  # milliseconds that the runs of a case take at least
+LONG = 1000.  # milliseconds from which on a case has one turn
 AGREE = 1e-2  # of the largest value of a map, to the reference way
 
 
@@ -112,7 +115,7 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
     model.train(mode != 'forward')
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def step() -> tuple[Tensor, ...]:
+    def step(image: Tensor = image) -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(mode != 'forward'):
             maps = model(image)
         if mode != 'forward':
@@ -120,6 +123,7 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
             sum(m.square().mean() for m in maps).backward()
         return maps
 
+    step(image[..., :64, :64])  # what ops import when they are first called is none of its memory
     memory = peak_memory(step, device)
     times = []
     while len(times) < repeats or sum(times) < MORE_UNTIL:
@@ -139,34 +143,51 @@ def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> flo
 
 
 def run_all(args: argparse.Namespace) -> list[Measured]:
-    """Each case, size and mode in a process of its own."""
+    """All cases, for each size and mode."""
     names = [name for name in CASES
              if not args.only or any(part in name for part in args.only)]
-    runs = [(size, mode, name) for size in args.sizes for mode in args.modes for name in names
-            if size[0] * size[1] <= CASES[name].up_to]
     results = []
     with progress(args.quiet) as bar:
-        task = bar.add_task('', total=len(runs))
-        for size, mode, name in runs:
-            run = f'{name}, {size[0]}×{size[1]}, {mode}'
-            bar.update(task, description=run)
-            done = subprocess.run(
-                [sys.executable, __file__, '--case', name, '--sizes', f'{size[0]}x{size[1]}',
-                 '--modes', mode, '--device', args.device, '--repeats', str(args.repeats)],
-                env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel or ''},
-                capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
-            result = Measured(**json.loads(done.stdout.splitlines()[-1]))
-            if result.difference is not None and not result.difference <= AGREE:
-                raise SystemExit(
-                    f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
-                    'of the reference way; its speed means nothing')
-            results.append(result)
-            bar.advance(task)
-            if not args.quiet:
-                bar.console.print(f'{run}: {result.time:.0f} ms')
+        task = bar.add_task('', total=args.turns * sum(
+            _pixels(size) <= CASES[name].up_to for size in args.sizes for name in names
+            for _ in args.modes))
+        for size, mode in itertools.product(args.sizes, args.modes):
+            found, left = {}, [name for name in names if _pixels(size) <= CASES[name].up_to]
+            for turn in range(args.turns):
+                for name in left:
+                    run = f'{name}, {size[0]}×{size[1]}, {mode}'
+                    bar.update(task, description=run)
+                    result = run_case(name, size, mode, args)
+                    if not args.quiet:
+                        bar.console.print(f'{run}: {result.time:.0f} ms')
+                    if turn:
+                        found[name].times += result.times
+                    else:
+                        found[name] = result
+                    bar.advance(task, args.turns if result.time > LONG else 1)
+                left = [name for name in left if found[name].time <= LONG]
+            results += found.values()
     return results
+
+
+def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespace) -> Measured:
+    """In a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, '--case', name, '--sizes', f'{size[0]}x{size[1]}',
+         '--modes', mode, '--device', args.device, '--repeats', str(args.repeats)],
+        env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel or ''},
+        capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
+    result = Measured(**json.loads(done.stdout.splitlines()[-1]))
+    if result.difference is not None and not result.difference <= AGREE:
+        raise SystemExit(f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
+                         'of the reference way; its speed means nothing')
+    return result
+
+
+def _pixels(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
 
 
 def tables(results: list[Measured]) -> str:
@@ -242,7 +263,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
     parser.add_argument('--only', nargs='+', metavar='PART', help='cases with this in their name')
     parser.add_argument('--repeats', type=int, default=3,
-                        help='runs of each case, and more until they take 3 seconds')
+                        help='runs in a turn of a case, and more until they take 3 seconds')
+    parser.add_argument('--turns', type=int, default=3,
+                        help='of each case whose step takes less than a second')
     parser.add_argument('--out', type=Path, help='write FILE.md, FILE.json and FILE.png',
                         metavar='FILE')
     add_quiet(parser)
