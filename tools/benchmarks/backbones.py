@@ -123,7 +123,8 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
             sum(m.square().mean() for m in maps).backward()
         return maps
 
-    step(image[..., :64, :64])  # what ops import when they are first called is none of its memory
+    step(image[..., :64, :64])  # what ops import when they are first called is not of the step
+    model.zero_grad()
     memory = peak_memory(step, device)
     times = []
     while len(times) < repeats or sum(times) < MORE_UNTIL:
@@ -144,28 +145,30 @@ def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> flo
 
 def run_all(args: argparse.Namespace) -> list[Measured]:
     """All cases, for each size and mode."""
-    names = [name for name in CASES
-             if not args.only or any(part in name for part in args.only)]
+    cases = {size: [name for name, case in CASES.items() if size[0] * size[1] <= case.up_to
+                    and (not args.only or any(part in name for part in args.only))]
+             for size in args.sizes}
     results = []
     with progress(args.quiet) as bar:
-        task = bar.add_task('', total=args.turns * sum(
-            _pixels(size) <= CASES[name].up_to for size in args.sizes for name in names
-            for _ in args.modes))
+        total = len(args.modes) * sum(map(len, cases.values()))
+        task = bar.add_task('', total=total)
+
+        def run(name: str, size: tuple[int, int], mode: str) -> Measured:
+            description = f'{name}, {size[0]}×{size[1]}, {mode}'
+            bar.update(task, description=description)
+            result = run_case(name, size, mode, args)
+            bar.advance(task)
+            if not args.quiet:
+                bar.console.print(f'{description}: {result.time:.0f} ms')
+            return result
+
         for size, mode in itertools.product(args.sizes, args.modes):
-            found, left = {}, [name for name in names if _pixels(size) <= CASES[name].up_to]
-            for turn in range(args.turns):
-                for name in left:
-                    run = f'{name}, {size[0]}×{size[1]}, {mode}'
-                    bar.update(task, description=run)
-                    result = run_case(name, size, mode, args)
-                    if not args.quiet:
-                        bar.console.print(f'{run}: {result.time:.0f} ms')
-                    if turn:
-                        found[name].times += result.times
-                    else:
-                        found[name] = result
-                    bar.advance(task, args.turns if result.time > LONG else 1)
-                left = [name for name in left if found[name].time <= LONG]
+            found = {name: run(name, size, mode) for name in cases[size]}
+            again = [name for name in found if found[name].time < LONG] * (args.turns - 1)
+            total += len(again)
+            bar.update(task, total=total)
+            for name in again:
+                found[name].times += run(name, size, mode).times
             results += found.values()
     return results
 
@@ -184,10 +187,6 @@ def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespa
         raise SystemExit(f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
                          'of the reference way; its speed means nothing')
     return result
-
-
-def _pixels(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
 
 
 def tables(results: list[Measured]) -> str:

@@ -1,6 +1,7 @@
 """What the benchmarks share: time, memory, the machine, and how a size is written."""
 
 import argparse
+import ctypes
 import json
 import platform
 import re
@@ -31,6 +32,7 @@ def peak_memory(step: Callable, device: str) -> float:
         step()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
     before = _status('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # the peak is counted from here
     step()

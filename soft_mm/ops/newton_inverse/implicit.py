@@ -21,7 +21,7 @@ def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int, until_con
     for step in range(iterations):
         torch.bmm(v, matrices, out=product)
         # I − VP is a square from the first step on: its largest entry is on the diagonal. To look
-        # costs a quarter of a step.
+        # takes up to half as long as a step.
         converged = (until_converged and step % 4 == 3
                      and bool(product.diagonal(dim1=-2, dim2=-1).amin() > 1 - small))
         v = torch.baddbmm(v, product, v, beta=2, alpha=-1)
