@@ -5,7 +5,7 @@
     backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
 
 Every case runs in a process of its own: a forward pass, or a training step (forward and backward),
-of one random image. Where that takes less than a second, the cases take three turns, as the speed
+of one random image. Where that takes less than a second, the cases take turns, twice, as the speed
 of a machine drifts. Memory is the first step's peak, over what the process held before. Where
 the maps of a way of ours differ from those of the reference way with the same options, the run
 fails and names it.
@@ -263,7 +263,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--only', nargs='+', metavar='PART', help='cases with this in their name')
     parser.add_argument('--repeats', type=int, default=3,
                         help='runs in a turn of a case, and more until they take 3 seconds')
-    parser.add_argument('--turns', type=int, default=3,
+    parser.add_argument('--turns', type=int, default=2,
                         help='of each case whose step takes less than a second')
     parser.add_argument('--out', type=Path, help='write FILE.md, FILE.json and FILE.png',
                         metavar='FILE')
