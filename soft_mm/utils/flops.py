@@ -112,7 +112,7 @@ def _(x, weight1, bias1, weight2, *_, **__) -> int:
 
 @register_flop_formula(torch.ops.soft_mm.inline_self_attention)
 def _(x, weight, bias, num_heads, *_, **__) -> int:
-    """Two maps of all tokens and the sums of a third's size; the rest is small matrices."""
+    """Three products over all tokens; the rest is small matrices."""
     dims = x[-1]
     return 2 * x[0] * dims**2 * (3 * x[1] + dims + 2 * dims // num_heads)
 

@@ -44,7 +44,7 @@ def _attention(x: Tensor, weight: Tensor, bias: Tensor,
     mean = x.mean(1, keepdim=True)
     covariance = torch.baddbmm(mean.mT @ mean, x.mT, x, beta=-1, alpha=1 / x.shape[1])
     q, k, v = _heads(weight, bias, num_heads)
-    maps = _side_by_side(q.mT @ _of_heads(covariance, k, v))
+    maps = _side_by_side(q.mT @ _of_heads(_with(covariance, k), v))
     out = torch.baddbmm(F.linear(mean, weight_v, bias_v) + maps[:, -1:], x, maps[:, :-1])
     return out, F.linear(x, weight_v, bias_v), mean, covariance
 
@@ -56,16 +56,17 @@ def _attention_backward(
     batch, num_tokens, _ = x.shape
     q, k, v = _heads(weight, bias, num_heads)
     weight_k, weight_v = weight.chunk(3)[1:]
-    of_heads = _of_heads(covariance, k, v)
+    keys = _with(covariance, k)
+    of_heads = _of_heads(keys, v)
     sums = grad.sum(1, keepdim=True)
 
     # out = x·maps + offset + mean(v), maps and offset = qᵀ·of_heads
     grad_maps = torch.cat((x.mT @ grad, sums), 1).unflatten(2, (num_heads, -1)).transpose(1, 2)
     grad_q = (of_heads @ grad_maps.mT).sum(0)
     grad_heads = q @ grad_maps * q.shape[1]**-0.5
-    # of_heads = d^-½·k·covariance·vᵀ
-    grad_k = (grad_heads @ (weight_v @ covariance).unflatten(1, v.shape[:2])).sum(0)
-    grad_values = (grad_heads.mT @ (weight_k @ covariance).unflatten(1, v.shape[:2])).sum(0)
+    # of_heads = d^-½·keys·vᵀ, keys = k·covariance
+    grad_k = (grad_heads @ _with(covariance, v)).sum(0)
+    grad_values = (grad_heads.mT @ keys).sum(0)
     grad_covariance = weight_k.mT @ (grad_heads @ v).flatten(1, 2)
     # covariance = xᵀ·x / N − meanᵀ·mean
     grad_covariance = (grad_covariance + grad_covariance.mT) / num_tokens
@@ -89,10 +90,15 @@ def _heads(weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor
     return torch.cat((q, bias.chunk(3)[0].view(num_heads, -1, 1)), -1), k, v
 
 
-def _of_heads(covariance: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The tokens' covariance ``(B, C, C)`` -> scaled, that of keys and values ``(B, h, d, d)``."""
-    keys = (k.flatten(0, 1) @ covariance).unflatten(1, k.shape[:2])
-    return k.shape[1]**-0.5 * keys @ v.mT
+def _with(covariance: Tensor, heads: Tensor) -> Tensor:
+    """The tokens' covariance ``(B, C, C)`` and weights ``(h, d, C)`` -> the covariance of what they
+    make with the tokens, ``(B, h, d, C)``."""
+    return (heads.flatten(0, 1) @ covariance).unflatten(1, heads.shape[:2])
+
+
+def _of_heads(keys: Tensor, v: Tensor) -> Tensor:
+    """The keys' covariance with the tokens -> scaled, that with the values, ``(B, h, d, d)``."""
+    return v.shape[1]**-0.5 * keys @ v.mT
 
 
 def _side_by_side(heads: Tensor) -> Tensor:
