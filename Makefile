@@ -62,6 +62,7 @@ test-openmmlab:
 
 lint: setup
 	$(STEP) 'lint' 'Run .venv/bin/ruff check --fix.' $(BIN)/ruff check .
+	$(STEP) 'check the format' 'Run .venv/bin/ruff format.' $(BIN)/ruff format --check .
 
 setup: $(BIN)/.soft_mm
 

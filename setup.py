@@ -33,8 +33,10 @@ def extension() -> dict:
     # A torch without CUDA has no CUDA_HOME.
     nvcc = cpp_extension.CUDA_HOME and shutil.which('nvcc', path=f'{cpp_extension.CUDA_HOME}/bin')
     if forced and not nvcc:
-        raise SystemExit('FORCE_CUDA=1 needs nvcc in $CUDA_HOME/bin and a torch built for CUDA, '
-                         f'got CUDA_HOME={cpp_extension.CUDA_HOME}, torch {torch.__version__}')
+        raise SystemExit(
+            'FORCE_CUDA=1 needs nvcc in $CUDA_HOME/bin and a torch built for CUDA, '
+            f'got CUDA_HOME={cpp_extension.CUDA_HOME}, torch {torch.__version__}'
+        )
     cuda = forced or (torch.cuda.is_available() and nvcc)
     # CUDA's headers as pip installs them with torch, which a bare nvcc lacks.
     headers = Path(torch.__file__).parents[1].glob('nvidia/*/include') if cuda else ()
@@ -46,9 +48,11 @@ def extension() -> dict:
                 depends=sources('*.h'),
                 include_dirs=[str(path) for path in headers],
                 # Not linked with OpenMP: torch brings a copy of its own, and two have two pools.
-                extra_compile_args=dict(cxx=['-O3', '-fopenmp'], nvcc=['-O3']))
+                extra_compile_args=dict(cxx=['-O3', '-fopenmp'], nvcc=['-O3']),
+            )
         ],
-        cmdclass=dict(build_ext=cpp_extension.BuildExtension))
+        cmdclass=dict(build_ext=cpp_extension.BuildExtension),
+    )
 
 
 def without_extension(reason: str) -> dict:
@@ -69,12 +73,18 @@ setup(
     install_requires=['torch>=2.4'],
     extras_require={
         'onedl': [
-            'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
-            'onedl-mmsegmentation>=1.4.2', 'onedl-mmpretrain>=1.3.6'
+            'onedl-mmengine>=0.10.12',
+            'onedl-mmcv>=2.3.6',
+            'onedl-mmdetection>=3.5.1',
+            'onedl-mmsegmentation>=1.4.2',
+            'onedl-mmpretrain>=1.3.6',
         ],
         'openmmlab': [
-            'mmengine>=0.10.7', 'mmcv>=2.1.0', 'mmdet>=3.3.0', 'mmsegmentation>=1.2.2',
-            'mmpretrain>=1.2.0'
+            'mmengine>=0.10.7',
+            'mmcv>=2.1.0',
+            'mmdet>=3.3.0',
+            'mmsegmentation>=1.2.2',
+            'mmpretrain>=1.2.0',
         ],
         'dev': ['pre-commit', 'pytest', 'ruff', 'scikit-learn'],
     },

@@ -19,7 +19,8 @@ def installed() -> dict[str, str]:
     distributions = packages_distributions()
     return {
         package: ', '.join(f'{version(name)} ({name})' for name in distributions.get(package, ()))
-        or 'absent' for package in PACKAGES
+        or 'absent'
+        for package in PACKAGES
     }
 
 
@@ -34,8 +35,10 @@ def kernels(triton: str) -> str:
     else:
         chosen = f'SOFT_MM_KERNEL={chosen}'
     built = 'built for CPU' if missing('cuda') else 'built for CPU and CUDA'
-    return (f'kernels: {chosen}; extension: {missing() or built}; triton: {triton}; '
-            f'CUDA devices: {torch.cuda.device_count()}')
+    return (
+        f'kernels: {chosen}; extension: {missing() or built}; triton: {triton}; '
+        f'CUDA devices: {torch.cuda.device_count()}'
+    )
 
 
 def report() -> Iterator[str]:

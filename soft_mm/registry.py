@@ -9,7 +9,9 @@ from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='soft_mm', locations=['soft_mm.models'])
 DATASETS = Registry(
-    'dataset', parent=ROOT_DATASETS, scope='soft_mm', locations=['soft_mm.datasets'])
+    'dataset', parent=ROOT_DATASETS, scope='soft_mm', locations=['soft_mm.datasets']
+)
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='soft_mm', locations=['soft_mm.utils'])
 STRATEGIES = Registry(
-    'strategy', parent=ROOT_STRATEGIES, scope='soft_mm', locations=['soft_mm.utils.fsdp'])
+    'strategy', parent=ROOT_STRATEGIES, scope='soft_mm', locations=['soft_mm.utils.fsdp']
+)

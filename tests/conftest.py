@@ -35,6 +35,7 @@ def device(request) -> str:
     if torch.cuda.is_available():
         pytest.skip('with a GPU there is no interpreter')
     from soft_mm.ops.kernel import HAS_TRITON  # after the environment is set
+
     if not HAS_TRITON:
         pytest.skip('there is no Triton, or one before 3.2, whose interpreter needs a GPU')
     return 'cpu'
@@ -90,9 +91,13 @@ def real_images(shared, tmp_path):
     def options(cfg: Config) -> list[str]:
         return [
             *IMAGES[cfg.default_scope](shared('data'), tmp_path),
-            *(f'{loader}_dataloader.{option}' for loader in LOADERS
-              for option in ('num_workers=0', 'persistent_workers=False')),
-            'train_dataloader.batch_size=2', 'val_dataloader.batch_size=1',
+            *(
+                f'{loader}_dataloader.{option}'
+                for loader in LOADERS
+                for option in ('num_workers=0', 'persistent_workers=False')
+            ),
+            'train_dataloader.batch_size=2',
+            'val_dataloader.batch_size=1',
         ]
 
     return options
@@ -110,15 +115,19 @@ def imagenet(data: Path, folder: Path) -> list[str]:
 
 
 def coco(data: Path, folder: Path) -> list[str]:
-    return [*(f'{loader}_dataloader.dataset.data_root={data}/coco/' for loader in LOADERS),
-            'train_dataloader.dataset.ann_file=annotations/instances_val2017.json',
-            'train_dataloader.dataset.data_prefix.img=val2017/']
+    return [
+        *(f'{loader}_dataloader.dataset.data_root={data}/coco/' for loader in LOADERS),
+        'train_dataloader.dataset.ann_file=annotations/instances_val2017.json',
+        'train_dataloader.dataset.data_prefix.img=val2017/',
+    ]
 
 
 def ade20k(data: Path, folder: Path) -> list[str]:
-    return [*(f'{loader}_dataloader.dataset.data_root={data}/ade20k' for loader in LOADERS),
-            'train_dataloader.dataset.data_prefix.img_path=images/validation',
-            'train_dataloader.dataset.data_prefix.seg_map_path=annotations/validation']
+    return [
+        *(f'{loader}_dataloader.dataset.data_root={data}/ade20k' for loader in LOADERS),
+        'train_dataloader.dataset.data_prefix.img_path=images/validation',
+        'train_dataloader.dataset.data_prefix.seg_map_path=annotations/validation',
+    ]
 
 
 IMAGES = {'mmpretrain': imagenet, 'mmdet': coco, 'mmseg': ade20k}

@@ -22,8 +22,9 @@ def result_file(name: str) -> Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f'{name!r}: there is no folder {path.parent}')
     if path.suffix not in ('.json', '.pkl'):
-        raise argparse.ArgumentTypeError(f'{name!r} must end in .json (metrics) or .pkl '
-                                         '(predictions)')
+        raise argparse.ArgumentTypeError(
+            f'{name!r} must end in .json (metrics) or .pkl (predictions)'
+        )
     return path
 
 
@@ -31,16 +32,33 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a model of any task.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='run the code that checkpoints may contain: only for files you trust')
+    parser.add_argument(
+        '--trust-pickle',
+        action='store_true',
+        help='run the code that checkpoints may contain: only for files you trust',
+    )
     parser.add_argument('--work-dir', help='logs; default work_dirs/CONFIG_NAME')
-    parser.add_argument('--out', type=result_file, metavar='FILE',
-                        help='write the metrics (.json) or the predictions (.pkl)')
+    parser.add_argument(
+        '--out',
+        type=result_file,
+        metavar='FILE',
+        help='write the metrics (.json) or the predictions (.pkl)',
+    )
     parser.add_argument('--show-dir', type=Path, help='draw the predictions into this folder')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
-                        metavar='KEY=VALUE', help='settings that override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='who starts the processes of a distributed run')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that override the config',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='who starts the processes of a distributed run',
+    )
     return parser.parse_args()
 
 

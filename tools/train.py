@@ -14,20 +14,49 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model of any task.')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='logs and checkpoints; default work_dirs/CONFIG_NAME')
-    parser.add_argument('--amp', nargs='?', const='bfloat16', choices=['bfloat16', 'float16'],
-                        help='train in automatic mixed precision; float16 with a scaled loss')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help="scale the lr by the images a step over the config's base_batch_size")
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from CHECKPOINT, or from the last whole one in the work dir')
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='run the code that checkpoints may contain: only for files you trust')
-    parser.add_argument('--tensorboard', action='store_true',
-                        help='write the log for TensorBoard too, beside the text')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
-                        metavar='KEY=VALUE', help='settings that override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='who starts the processes of a distributed run')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='bfloat16',
+        choices=['bfloat16', 'float16'],
+        help='train in automatic mixed precision; float16 with a scaled loss',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the lr by the images a step over the config's base_batch_size",
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or from the last whole one in the work dir',
+    )
+    parser.add_argument(
+        '--trust-pickle',
+        action='store_true',
+        help='run the code that checkpoints may contain: only for files you trust',
+    )
+    parser.add_argument(
+        '--tensorboard',
+        action='store_true',
+        help='write the log for TensorBoard too, beside the text',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that override the config',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='who starts the processes of a distributed run',
+    )
     return parser.parse_args()
 
 
@@ -38,8 +67,10 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.amp:
         cfg.optim_wrapper.update(
-            type='AmpOptimWrapper', dtype=args.amp,
-            loss_scale='dynamic' if args.amp == 'float16' else dict(enabled=False))
+            type='AmpOptimWrapper',
+            dtype=args.amp,
+            loss_scale='dynamic' if args.amp == 'float16' else dict(enabled=False),
+        )
     if args.tensorboard:
         if find_spec('tensorboard') is None:
             raise SystemExit('--tensorboard needs the package tensorboard: install it with pip')

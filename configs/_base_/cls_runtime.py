@@ -3,6 +3,8 @@ _base_ = './default_runtime.py'
 default_scope = 'mmpretrain'
 default_hooks = dict(
     checkpoint=dict(
-        type='soft_mm.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'),
-    visualization=dict(type='VisualizationHook', enable=False))
+        type='soft_mm.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
+    ),
+    visualization=dict(type='VisualizationHook', enable=False),
+)
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])

@@ -7,12 +7,14 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     seed=dict(type='soft_mm.SeedHook'),
     check_model=dict(type='soft_mm.CheckModelHook'),
-    bad_numbers=dict(type='soft_mm.BadNumbersHook', on_bad_numbers='stop'))
+    bad_numbers=dict(type='soft_mm.BadNumbersHook', on_bad_numbers='stop'),
+)
 
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    dist_cfg=dict(backend='nccl'),
+)
 
 log_level = 'INFO'
 load_from = None

@@ -7,8 +7,11 @@ default_hooks = dict(
         by_epoch=False,
         interval=16000,
         max_keep_ckpts=3,
-        save_best='mIoU'),
-    visualization=dict(type='SegVisualizationHook'))
+        save_best='mIoU',
+    ),
+    visualization=dict(type='SegVisualizationHook'),
+)
 visualizer = dict(
-    type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')]
+)
 log_processor = dict(by_epoch=False)

@@ -10,4 +10,7 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.1,
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/inline-pvt-tiny.pth', prefix='backbone.')))
+            type='Pretrained', checkpoint='checkpoints/inline-pvt-tiny.pth', prefix='backbone.'
+        ),
+    )
+)

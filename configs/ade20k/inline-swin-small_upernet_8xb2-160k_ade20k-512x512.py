@@ -1,3 +1,4 @@
 _base_ = './inline-swin-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 model = dict(
-    backbone=dict(arch='small', init_cfg=dict(checkpoint='checkpoints/inline-swin-small.pth')))
+    backbone=dict(arch='small', init_cfg=dict(checkpoint='checkpoints/inline-swin-small.pth'))
+)

@@ -10,6 +10,9 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.3,
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/inline-swin-tiny.pth', prefix='backbone.')),
+            type='Pretrained', checkpoint='checkpoints/inline-swin-tiny.pth', prefix='backbone.'
+        ),
+    ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
+    auxiliary_head=dict(in_channels=384),
+)

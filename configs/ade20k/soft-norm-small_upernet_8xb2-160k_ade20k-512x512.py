@@ -11,4 +11,7 @@ model = dict(
         sym_norm=True,
         drop_path_rate=0.1,
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/soft-norm-small.pth', prefix='backbone.')))
+            type='Pretrained', checkpoint='checkpoints/soft-norm-small.pth', prefix='backbone.'
+        ),
+    )
+)

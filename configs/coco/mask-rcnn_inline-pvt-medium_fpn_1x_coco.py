@@ -3,4 +3,6 @@ model = dict(
     backbone=dict(
         arch='medium',
         drop_path_rate=0.3,
-        init_cfg=dict(checkpoint='checkpoints/inline-pvt-medium.pth')))
+        init_cfg=dict(checkpoint='checkpoints/inline-pvt-medium.pth'),
+    )
+)

@@ -10,5 +10,8 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.1,
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/inline-pvt-tiny.pth', prefix='backbone.')))
+            type='Pretrained', checkpoint='checkpoints/inline-pvt-tiny.pth', prefix='backbone.'
+        ),
+    )
+)
 optim_wrapper = dict(optimizer=dict(lr=2e-4))

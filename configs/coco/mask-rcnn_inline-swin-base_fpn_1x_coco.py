@@ -1,4 +1,5 @@
 _base_ = './mask-rcnn_inline-swin-tiny_fpn_1x_coco.py'
 model = dict(
     backbone=dict(arch='base', init_cfg=dict(checkpoint='checkpoints/inline-swin-base.pth')),
-    neck=dict(in_channels=[128, 256, 512, 1024]))
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

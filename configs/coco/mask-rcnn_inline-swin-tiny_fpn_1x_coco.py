@@ -10,5 +10,8 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.2,
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/inline-swin-tiny.pth', prefix='backbone.')),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+            type='Pretrained', checkpoint='checkpoints/inline-swin-tiny.pth', prefix='backbone.'
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

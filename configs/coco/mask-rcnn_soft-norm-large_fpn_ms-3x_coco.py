@@ -1,3 +1,4 @@
 _base_ = './mask-rcnn_soft-norm-tiny_fpn_ms-3x_coco.py'
 model = dict(
-    backbone=dict(arch='large', init_cfg=dict(checkpoint='checkpoints/soft-norm-large.pth')))
+    backbone=dict(arch='large', init_cfg=dict(checkpoint='checkpoints/soft-norm-large.pth'))
+)

@@ -1,4 +1,5 @@
 _base_ = './mask-rcnn_soft-norm-tiny_fpn_ms-3x_coco.py'
 model = dict(
     backbone=dict(arch='medium', init_cfg=dict(checkpoint='checkpoints/soft-norm-medium.pth')),
-    neck=dict(in_channels=[64, 128, 288, 512]))
+    neck=dict(in_channels=[64, 128, 288, 512]),
+)

@@ -12,5 +12,8 @@ model = dict(
         drop_path_rate=0.1,
         norm_eval=True,  # two images a GPU are too few for batch statistics
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/soft-norm-tiny.pth', prefix='backbone.')))
+            type='Pretrained', checkpoint='checkpoints/soft-norm-tiny.pth', prefix='backbone.'
+        ),
+    )
+)
 optim_wrapper = dict(optimizer=dict(lr=2e-4))

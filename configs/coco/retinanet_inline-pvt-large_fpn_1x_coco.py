@@ -3,4 +3,6 @@ model = dict(
     backbone=dict(
         arch='large',
         drop_path_rate=0.3,
-        init_cfg=dict(checkpoint='checkpoints/inline-pvt-large.pth')))
+        init_cfg=dict(checkpoint='checkpoints/inline-pvt-large.pth'),
+    )
+)

@@ -12,4 +12,7 @@ model = dict(
         drop_path_rate=0.1,
         norm_eval=True,  # two images a GPU are too few for batch statistics
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/soft-norm-tiny.pth', prefix='backbone.')))
+            type='Pretrained', checkpoint='checkpoints/soft-norm-tiny.pth', prefix='backbone.'
+        ),
+    )
+)

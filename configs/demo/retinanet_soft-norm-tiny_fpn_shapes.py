@@ -10,7 +10,8 @@ norm_cfg = dict(type='GN', num_groups=16)  # what training from scratch needs (a
 model = dict(
     backbone=dict(type='soft_mm.SOFT', arch='tiny', sym_norm=True),
     neck=dict(out_channels=128, norm_cfg=norm_cfg),
-    bbox_head=dict(num_classes=4, in_channels=128, feat_channels=128, norm_cfg=norm_cfg))
+    bbox_head=dict(num_classes=4, in_channels=128, feat_channels=128, norm_cfg=norm_cfg),
+)
 
 data_root = 'data/shapes/'
 metainfo = dict(classes=('circle', 'square', 'triangle', 'star'))
@@ -27,7 +28,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(
     batch_size=4,
@@ -36,7 +38,9 @@ train_dataloader = dict(
         metainfo=metainfo,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     dataset=dict(
@@ -44,7 +48,9 @@ val_dataloader = dict(
         metainfo=metainfo,
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='val/'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
@@ -59,7 +65,8 @@ param_scheduler = [
         begin=0,
         end=max_epochs,
         eta_min_ratio=0.02,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 randomness = dict(seed=0)

@@ -11,8 +11,10 @@ model = dict(
         img_size=384,
         stripe_size=12,
         drop_path_rate=0.7,
-        out_type='avg_featmap'),
-    head=dict(in_channels=768))
+        out_type='avg_featmap',
+    ),
+    head=dict(in_channels=768),
+)
 load_from = 'checkpoints/inline-cswin-base.pth'
 train_dataloader = dict(batch_size=64)
 optim_wrapper = dict(optimizer=dict(lr=5e-6), clip_grad=None)

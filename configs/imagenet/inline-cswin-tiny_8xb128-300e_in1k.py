@@ -6,4 +6,6 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        type='soft_mm.InLineCSwin', arch='tiny', drop_path_rate=0.2, out_type='avg_featmap'))
+        type='soft_mm.InLineCSwin', arch='tiny', drop_path_rate=0.2, out_type='avg_featmap'
+    )
+)

@@ -10,8 +10,10 @@ model = dict(
         arch='base',
         img_size=448,
         drop_path_rate=0.1,
-        out_type='cls_token'),
-    head=dict(in_channels=384))
+        out_type='cls_token',
+    ),
+    head=dict(in_channels=384),
+)
 train_dataloader = dict(batch_size=64)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 auto_scale_lr = dict(base_batch_size=512)

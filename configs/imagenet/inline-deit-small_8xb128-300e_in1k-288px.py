@@ -10,5 +10,7 @@ model = dict(
         arch='small',
         img_size=288,
         drop_path_rate=0.1,
-        out_type='cls_token'),
-    head=dict(in_channels=320))
+        out_type='cls_token',
+    ),
+    head=dict(in_channels=320),
+)

@@ -6,4 +6,6 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        type='soft_mm.InLinePVT', arch='medium', drop_path_rate=0.3, out_type='avg_featmap'))
+        type='soft_mm.InLinePVT', arch='medium', drop_path_rate=0.3, out_type='avg_featmap'
+    )
+)

@@ -5,6 +5,6 @@ _base_ = [
     '../_base_/cls_runtime.py',
 ]
 model = dict(
-    backbone=dict(
-        type='soft_mm.InLinePVT', arch='tiny', drop_path_rate=0.1, out_type='avg_featmap'))
+    backbone=dict(type='soft_mm.InLinePVT', arch='tiny', drop_path_rate=0.1, out_type='avg_featmap')
+)
 optim_wrapper = dict(clip_grad=None)

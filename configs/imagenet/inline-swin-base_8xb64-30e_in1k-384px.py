@@ -12,7 +12,9 @@ model = dict(
         window_size=12,
         inline_window_size=96,
         drop_path_rate=0.5,
-        out_type='avg_featmap'),
-    head=dict(in_channels=1024))
+        out_type='avg_featmap',
+    ),
+    head=dict(in_channels=1024),
+)
 load_from = 'checkpoints/inline-swin-base.pth'
 train_dataloader = dict(batch_size=64)

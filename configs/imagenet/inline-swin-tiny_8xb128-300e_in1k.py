@@ -6,5 +6,7 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        type='soft_mm.InLineSwin', arch='tiny', drop_path_rate=0.2, out_type='avg_featmap'),
-    head=dict(in_channels=768))
+        type='soft_mm.InLineSwin', arch='tiny', drop_path_rate=0.2, out_type='avg_featmap'
+    ),
+    head=dict(in_channels=768),
+)

@@ -6,4 +6,6 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        type='soft_mm.SOFT', arch='tiny', sym_norm=True, drop_path_rate=0.1, out_type='cls_token'))
+        type='soft_mm.SOFT', arch='tiny', sym_norm=True, drop_path_rate=0.1, out_type='cls_token'
+    )
+)

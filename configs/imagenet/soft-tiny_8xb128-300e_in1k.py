@@ -5,5 +5,5 @@ _base_ = [
     '../_base_/cls_runtime.py',
 ]
 model = dict(
-    backbone=dict(
-        type='soft_mm.SOFT', arch='tiny', drop_path_rate=0.1, out_type='cls_token'))
+    backbone=dict(type='soft_mm.SOFT', arch='tiny', drop_path_rate=0.1, out_type='cls_token')
+)

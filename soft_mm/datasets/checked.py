@@ -32,7 +32,8 @@ class Checked:
             raise ValueError(
                 f'{type(self).__name__} needs images: {len(self.data_list)} are listed in '
                 f'{self.ann_file or self.data_prefix["img_path"]}, and none is kept by '
-                f'filter_cfg={self.filter_cfg}')
+                f'filter_cfg={self.filter_cfg}'
+            )
         return kept
 
     def prepare_data(self, idx: int) -> object:
@@ -49,8 +50,10 @@ class Checked:
                 raise ValueError(f'{Path(file).name} must hold an image, got 0 bytes')
         label, classes = sample.get('gt_label'), self.metainfo.get('classes')
         if isinstance(label, Integral) and classes and not 0 <= label < len(classes):
-            raise ValueError(f'the label must be from 0 to {len(classes) - 1}, as there are '
-                             f'{len(classes)} classes, got {label}')
+            raise ValueError(
+                f'the label must be from 0 to {len(classes) - 1}, as there are '
+                f'{len(classes)} classes, got {label}'
+            )
         return sample
 
     def _check_loaded(self, sample: dict) -> dict:
@@ -58,42 +61,49 @@ class Checked:
         size = sample['ori_shape']
         listed = sample.get('height', size[0]), sample.get('width', size[1])
         if listed != size:
-            raise ValueError('height and width in the annotations must be those of the image, '
-                             f'{size}, got {listed}')
+            raise ValueError(
+                'height and width in the annotations must be those of the image, '
+                f'{size}, got {listed}'
+            )
         if 'gt_seg_map' in sample:
             self._check_map(sample['gt_seg_map'], size)
         return sample
 
     def _check_map(self, labels: np.ndarray, size: tuple[int, int]) -> None:
         if labels.shape != size:
-            raise ValueError("the annotation must be grey or with a palette, of the image's size, "
-                             f'{size}, got {labels.shape}')
+            raise ValueError(
+                "the annotation must be grey or with a palette, of the image's size, "
+                f'{size}, got {labels.shape}'
+            )
         number = len(self.metainfo['classes'])
         beyond = labels[(labels >= number) & (labels != self.ignore_index)]
         if len(beyond):
             first = int(self.reduce_zero_label)  # in the file, where 0 is none then
-            raise ValueError(f'the annotation must have classes from {first} to '
-                             f'{number - 1 + first}, or {"0 or " * first}{self.ignore_index} for '
-                             f'none, got {(np.unique(beyond).astype(int) + first).tolist()}')
+            raise ValueError(
+                f'the annotation must have classes from {first} to '
+                f'{number - 1 + first}, or {"0 or " * first}{self.ignore_index} for '
+                f'none, got {(np.unique(beyond).astype(int) + first).tolist()}'
+            )
 
 
 class CheckedCoco(Checked):
-
     def load_data_list(self) -> list[dict]:
-        with_masks = any(getattr(transform, 'with_mask', False)
-                         for transform in self.pipeline.transforms)
+        with_masks = any(
+            getattr(transform, 'with_mask', False) for transform in self.pipeline.transforms
+        )
         check_coco_file(Path(self.ann_file), self.metainfo['classes'], with_masks)
         return super().load_data_list()
 
 
 class CheckedImageNet(Checked):
-
     def load_data_list(self) -> list[dict]:
         try:
             return super().load_data_list()
         except ValueError as error:
-            raise ValueError(f"{self.ann_file} must have lines as 'class/image.jpg 0', a file and "
-                             f'the number of its class: {error}') from None
+            raise ValueError(
+                f"{self.ann_file} must have lines as 'class/image.jpg 0', a file and "
+                f'the number of its class: {error}'
+            ) from None
 
 
 def _files(sample: dict) -> list[str]:

@@ -33,8 +33,11 @@ def check_coco_file(path: Path, classes: Sequence[str], with_masks: bool) -> Non
 
 
 def _check_fields(content: object) -> None:
-    lists = [key for key, rows in content.items() if isinstance(rows, list)] if isinstance(
-        content, dict) else []
+    lists = (
+        [key for key, rows in content.items() if isinstance(rows, list)]
+        if isinstance(content, dict)
+        else []
+    )
     if not set(FIELDS) <= set(lists):
         raise ValueError(f'the file must have lists of {", ".join(FIELDS)}, has {lists}')
     for key, fields in FIELDS.items():
@@ -55,26 +58,33 @@ def _check_classes(categories: list[dict], classes: Sequence[str]) -> None:
     names = [category['name'] for category in categories]
     for name in classes:
         if name not in names:
-            raise ValueError("metainfo.classes must be among the file's categories, "
-                             f'{names}, got {name!r}')
+            raise ValueError(
+                f"metainfo.classes must be among the file's categories, {names}, got {name!r}"
+            )
     in_order = [name for name in names if name in classes]
     if in_order != list(classes):
-        raise ValueError("metainfo.classes must be in the order of the file's categories, "
-                         f'{in_order}, got {list(classes)}')
+        raise ValueError(
+            "metainfo.classes must be in the order of the file's categories, "
+            f'{in_order}, got {list(classes)}'
+        )
 
 
 def _check_annotations(content: dict, with_masks: bool) -> None:
     sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
     for i, image in enumerate(content['images']):
         if not all(isinstance(side, int) and side > 0 for side in sizes[image['id']]):
-            raise ValueError(f'images[{i}].height and width must be whole numbers over 0, got '
-                             f'{image["height"]!r} and {image["width"]!r}')
+            raise ValueError(
+                f'images[{i}].height and width must be whole numbers over 0, got '
+                f'{image["height"]!r} and {image["width"]!r}'
+            )
     ids = {key: {row['id'] for row in content[key]} for key in ('images', 'categories')}
     for i, annotation in enumerate(content['annotations']):
         for field, key in ('image_id', 'images'), ('category_id', 'categories'):
             if annotation[field] not in ids[key]:
-                raise ValueError(f"annotations[{i}].{field} must be the id of one of the file's "
-                                 f'{len(ids[key])} {key}, got {annotation[field]!r}')
+                raise ValueError(
+                    f"annotations[{i}].{field} must be the id of one of the file's "
+                    f'{len(ids[key])} {key}, got {annotation[field]!r}'
+                )
         size = sizes[annotation['image_id']]
         _check_box(f'annotations[{i}].bbox', annotation['bbox'], *size)
         if with_masks:
@@ -88,11 +98,15 @@ def _check_box(field: str, box: object, height: int, width: int) -> None:
     except (TypeError, ValueError):
         valid = False
     if not valid:
-        raise ValueError(f'{field} must be [x, y, width, height] in finite numbers, width and '
-                         f'height at least 0, got {box}')
+        raise ValueError(
+            f'{field} must be [x, y, width, height] in finite numbers, width and '
+            f'height at least 0, got {box}'
+        )
     if w >= 1 and h >= 1 and not (-w < x < width and -h < y < height):
-        raise ValueError(f'{field}, [x, y, width, height], must overlap the image, {width} wide '
-                         f'and {height} high, got {box}')
+        raise ValueError(
+            f'{field}, [x, y, width, height], must overlap the image, {width} wide '
+            f'and {height} high, got {box}'
+        )
 
 
 def _check_mask(field: str, mask: object, height: int, width: int) -> None:
@@ -102,15 +116,21 @@ def _check_mask(field: str, mask: object, height: int, width: int) -> None:
         except TypeError:
             valid = False
         if not valid:
-            raise ValueError(f'{field} must be polygons [[x1, y1, x2, …], …] in finite numbers, '
-                             f'got {mask}')
+            raise ValueError(
+                f'{field} must be polygons [[x1, y1, x2, …], …] in finite numbers, got {mask}'
+            )
         return
     if not (isinstance(mask, dict) and {'size', 'counts'} <= set(mask)):
-        raise ValueError(f"{field} must be a list of polygons or a dict of 'size' and 'counts', "
-                         f'got {mask!r}')
+        raise ValueError(
+            f"{field} must be a list of polygons or a dict of 'size' and 'counts', got {mask!r}"
+        )
     if list(mask['size']) != [height, width]:
-        raise ValueError(f"{field}.size must be the image's height and width, "
-                         f'{[height, width]}, got {mask["size"]}')
+        raise ValueError(
+            f"{field}.size must be the image's height and width, "
+            f'{[height, width]}, got {mask["size"]}'
+        )
     if isinstance(mask['counts'], list) and sum(mask['counts']) != height * width:
-        raise ValueError(f"{field}.counts must sum to the image's {height * width} pixels, "
-                         f'got {sum(mask["counts"])}')
+        raise ValueError(
+            f"{field}.counts must sum to the image's {height * width} pixels, "
+            f'got {sum(mask["counts"])}'
+        )

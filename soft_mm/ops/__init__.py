@@ -9,6 +9,13 @@ from .nystrom_attention import nystrom_attention
 from .ridge_solve import ridge_solve
 
 __all__ = [
-    'dynamic_conv', 'gaussian_kernel', 'gaussian_product', 'inline_attention', 'mlp',
-    'newton_inverse', 'newton_solve', 'nystrom_attention', 'ridge_solve'
+    'dynamic_conv',
+    'gaussian_kernel',
+    'gaussian_product',
+    'inline_attention',
+    'mlp',
+    'newton_inverse',
+    'newton_solve',
+    'nystrom_attention',
+    'ridge_solve',
 ]

@@ -4,8 +4,10 @@ from importlib import import_module
 
 import torch
 
-_BUILD = ('build it with `pip install --no-build-isolation -e .` and a C++ compiler, and for GPUs '
-          'with FORCE_CUDA=1 and nvcc')
+_BUILD = (
+    'build it with `pip install --no-build-isolation -e .` and a C++ compiler, and for GPUs '
+    'with FORCE_CUDA=1 and nvcc'
+)
 
 
 def _load() -> str | None:
@@ -44,4 +46,5 @@ def register(op: str, fake, backward, setup_context=None) -> None:
 
 _FAILURE = _load()
 _HAS_CUDA = _FAILURE is None and torch._C._dispatch_has_kernel_for_dispatch_key(
-    'soft_mm::exact_gaussian_kernel', 'CUDA')
+    'soft_mm::exact_gaussian_kernel', 'CUDA'
+)

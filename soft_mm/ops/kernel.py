@@ -36,9 +36,12 @@ def chosen_kernel(kernel: str | None, device: torch.device, on_cpu: str = 'torch
     on_gpu = 'triton' if HAS_TRITON else 'torch'
     kernel = kernel or FROM_ENVIRONMENT or (on_gpu if device.type == 'cuda' else on_cpu)
     if kernel not in KERNELS:
-        raise ValueError(f'kernel (or SOFT_MM_KERNEL) must be one of {list(KERNELS)}, '
-                         f'got {kernel!r}')
+        raise ValueError(
+            f'kernel (or SOFT_MM_KERNEL) must be one of {list(KERNELS)}, got {kernel!r}'
+        )
     if kernel == 'triton' and device.type != 'cuda' and not INTERPRETED:
-        raise ValueError(f"kernel 'triton' takes tensors on a GPU, got {device}; with "
-                         'TRITON_INTERPRET=1 in the environment it runs, slowly, on a CPU too')
+        raise ValueError(
+            f"kernel 'triton' takes tensors on a GPU, got {device}; with "
+            'TRITON_INTERPRET=1 in the environment it runs, slowly, on a CPU too'
+        )
     return kernel

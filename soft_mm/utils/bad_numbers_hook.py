@@ -41,8 +41,9 @@ class BadNumbersHook(Hook):
         self.model.register_forward_pre_hook(self._remember, with_kwargs=True)
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._check_gradient)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
         if not self.caught and not outputs['loss'].isfinite():
             self._catch()
         if self.caught:
@@ -57,8 +58,12 @@ class BadNumbersHook(Hook):
                 self.buffers = [buffer.clone() for buffer in model.buffers()]
 
     def _check_gradient(self, optimizer: Optimizer, *_) -> None:
-        gradient = [p.grad for group in optimizer.param_groups for p in group['params']
-                    if p.grad is not None]
+        gradient = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group['params']
+            if p.grad is not None
+        ]
         if self.sharded:
             parts = (part.to_local() for part in gradient)
             gradient = [part for part in parts if part.numel()]
@@ -75,7 +80,8 @@ class BadNumbersHook(Hook):
         if not self.skip:
             raise FloatingPointError(
                 f'{message}. To skip such iterations, set on_bad_numbers of BadNumbersHook to '
-                "'skip'")
+                "'skip'"
+            )
         self.runner.logger.warning(f'{message}: skipped')
         self.caught = True
 
@@ -86,9 +92,12 @@ class BadNumbersHook(Hook):
         def look(name: str, output: object) -> None:
             apply_to(output, torch.is_tensor, lambda x: x.isfinite().all() or bad.append(name))
 
-        hooks = [module.register_forward_hook(
-            lambda module, args, output, name=name: look(f'the output of {name}', output))
-            for name, module in self.model.named_modules()]
+        hooks = [
+            module.register_forward_hook(
+                lambda module, args, output, name=name: look(f'the output of {name}', output)
+            )
+            for name, module in self.model.named_modules()
+        ]
         args, kwargs = self.inputs
         with self.runner.optim_wrapper.optim_context(self.model):
             self.looking = True

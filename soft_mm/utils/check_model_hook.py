@@ -30,15 +30,19 @@ def _check_channels(model: nn.Module) -> None:
             continue
         indices = getattr(part, 'in_index', range(len(channels)) if name == 'neck' else -1)
         try:
-            expected = (channels[indices] if isinstance(indices, int) else
-                        [channels[i] for i in indices])
+            expected = (
+                channels[indices] if isinstance(indices, int) else [channels[i] for i in indices]
+            )
         except IndexError:
-            raise ValueError(f'model.{name}.in_index must be below {len(channels)}, the number of '
-                             f"the backbone's maps, got {indices}") from None
+            raise ValueError(
+                f'model.{name}.in_index must be below {len(channels)}, the number of '
+                f"the backbone's maps, got {indices}"
+            ) from None
         given = part.in_channels
         if (given if isinstance(given, int) else list(given)) != expected:
-            raise ValueError(f"model.{name}.in_channels must be the backbone's, {expected}, "
-                             f'got {given}')
+            raise ValueError(
+                f"model.{name}.in_channels must be the backbone's, {expected}, got {given}"
+            )
 
 
 def _check_classes(model: nn.Module, dataset: object) -> None:
@@ -48,5 +52,7 @@ def _check_classes(model: nn.Module, dataset: object) -> None:
         if None in (classes, number) or name in ('', 'rpn_head'):  # a sum of them; object or none
             continue
         if number != len(classes):
-            raise ValueError(f'model.{name}.num_classes must be {len(classes)}, the number of '
-                             f'classes of {type(dataset).__name__}, got {number}')
+            raise ValueError(
+                f'model.{name}.num_classes must be {len(classes)}, the number of '
+                f'classes of {type(dataset).__name__}, got {number}'
+            )

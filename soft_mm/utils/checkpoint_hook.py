@@ -22,7 +22,6 @@ class CheckpointHook(_CheckpointHook):
 
 
 class _RemovesLater(LocalBackend):
-
     def __init__(self) -> None:
         self.outdated = []
 

@@ -29,15 +29,22 @@ _HARMLESS = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ('bool', 'uint8', 'int64', 'float32', 'float64')),
     # Pickled under the one name by NumPy 1 and the other by NumPy 2.
-    *((function, f'numpy.{core}.multiarray.{function.__name__}') for core in ('core', '_core')
-      for function in (np.ndarray.__reduce__(np.empty(0))[0], np.float64().__reduce__()[0])),
+    *(
+        (function, f'numpy.{core}.multiarray.{function.__name__}')
+        for core in ('core', '_core')
+        for function in (np.ndarray.__reduce__(np.empty(0))[0], np.float64().__reduce__()[0])
+    ),
 ]
 # Before 2.6 PyTorch lets none of them pass under another's name: tensors alone are safe there.
 _CAN_ALLOW = torch.__version__ >= (2, 6)
 
 
-def load_checkpoint(path: Path, map_location: str | torch.device | None = 'cpu',
-                    trust_pickle: bool = False, harmless: Iterable = ()) -> object:
+def load_checkpoint(
+    path: Path,
+    map_location: str | torch.device | None = 'cpu',
+    trust_pickle: bool = False,
+    harmless: Iterable = (),
+) -> object:
     """What a file holds, if that is tensors, MMEngine's records and ``harmless`` types alone.
 
     Raises:
@@ -45,16 +52,21 @@ def load_checkpoint(path: Path, map_location: str | torch.device | None = 'cpu',
             ``trust_pickle`` allows.
     """
     try:
-        with (torch.serialization.safe_globals([*_HARMLESS, *harmless]) if _CAN_ALLOW
-              else nullcontext()):
+        with (
+            torch.serialization.safe_globals([*_HARMLESS, *harmless])
+            if _CAN_ALLOW
+            else nullcontext()
+        ):
             return torch.load(path, map_location=map_location, weights_only=not trust_pickle)
     except OSError:
         raise
     except Exception as error:  # a file that is no checkpoint fails in any way there is
         unsafe = re.search(r'GLOBAL ([\w.]+)', str(error))
         if unsafe:
-            raise ValueError(f'holds {unsafe[1]} beside its tensors, and loading that could run '
-                             'code; pass --trust-pickle if you trust the file') from None
+            raise ValueError(
+                f'holds {unsafe[1]} beside its tensors, and loading that could run '
+                'code; pass --trust-pickle if you trust the file'
+            ) from None
         raise ValueError('is no checkpoint that torch.load can read, or not a whole one') from None
 
 
@@ -82,8 +94,9 @@ def set_checkpoint_reader(trust_pickle: bool) -> None:
 
 def last_checkpoint(work_dir: Path) -> Path | None:
     """The checkpoint of a run that was written last, of those that are whole."""
-    checkpoints = [path for path in work_dir.glob('*.pth')
-                   if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
+    checkpoints = [
+        path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
+    ]
     for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True):
         if _is_whole(path):
             return path

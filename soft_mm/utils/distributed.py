@@ -17,7 +17,8 @@ def process_group(cfg: Config) -> Iterator[None]:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         distributed.init_process_group('gloo')
         cfg.model_wrapper_cfg = dict(
-            type='mmengine.MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+            type='mmengine.MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+        )
     yield
     if distributed.is_initialized():
         # A thread of gloo that still frees a tensor while Python exits aborts the process. Its

@@ -35,14 +35,16 @@ def _ridge_solve(p: list[int], v: list[int], ridge: float) -> int:
     return prod(p) * p[-1] // 6 + prod(p) * v[-1]
 
 
-def _mlp(x: list[int], weight1: list[int], bias1: list[int], weight2: list[int],
-         *_) -> Counter[str]:
+def _mlp(
+    x: list[int], weight1: list[int], bias1: list[int], weight2: list[int], *_
+) -> Counter[str]:
     return Counter(linear=prod(x[:-1]) * (prod(weight1) + prod(weight2)))
 
 
-def _inline_self_attention(x: list[int], weight: list[int], bias: list[int],
-                           num_heads: int) -> Counter[str]:
-    of_heads = x[0] * x[-1]**2 // num_heads  # one product of a d×d matrix for each head
+def _inline_self_attention(
+    x: list[int], weight: list[int], bias: list[int], num_heads: int
+) -> Counter[str]:
+    of_heads = x[0] * x[-1] ** 2 // num_heads  # one product of a d×d matrix for each head
     return Counter(linear=3 * prod(x) * x[-1], matmul=(2 * x[1] + 1) * of_heads)
 
 
@@ -58,24 +60,30 @@ def _of_jit_values(count: Callable) -> Callable:
     """As MMEngine's counter calls it: with the inputs and outputs of a node of a traced graph."""
 
     def handle(inputs, outputs) -> int | Counter[str]:
-        return count(*(value.type().sizes() if value.type().kind() == 'TensorType' else
-                       value.toIValue() for value in inputs))
+        return count(
+            *(
+                value.type().sizes() if value.type().kind() == 'TensorType' else value.toIValue()
+                for value in inputs
+            )
+        )
 
     return handle
 
 
 # What the papers' arithmetic takes, whichever way it is computed.
-_DEFAULT_SUPPORTED_FLOP_OPS.update({
-    'soft_mm::gaussian_kernel': _of_jit_values(_gaussian_kernel),
-    'soft_mm::gaussian_product': _of_jit_values(_gaussian_product),
-    'soft_mm::newton_inverse': _of_jit_values(_newton_inverse),
-    'soft_mm::newton_solve': _of_jit_values(_newton_solve),
-    'soft_mm::mlp': _of_jit_values(_mlp),
-    'soft_mm::ridge_solve': _of_jit_values(_ridge_solve),
-    'soft_mm::inline_self_attention': _of_jit_values(_inline_self_attention),
-    'soft_mm::convolve_tokens': _of_jit_values(_convolve_tokens),
-    'aten::scaled_dot_product_attention': _of_jit_values(_attention),
-})
+_DEFAULT_SUPPORTED_FLOP_OPS.update(
+    {
+        'soft_mm::gaussian_kernel': _of_jit_values(_gaussian_kernel),
+        'soft_mm::gaussian_product': _of_jit_values(_gaussian_product),
+        'soft_mm::newton_inverse': _of_jit_values(_newton_inverse),
+        'soft_mm::newton_solve': _of_jit_values(_newton_solve),
+        'soft_mm::mlp': _of_jit_values(_mlp),
+        'soft_mm::ridge_solve': _of_jit_values(_ridge_solve),
+        'soft_mm::inline_self_attention': _of_jit_values(_inline_self_attention),
+        'soft_mm::convolve_tokens': _of_jit_values(_convolve_tokens),
+        'aten::scaled_dot_product_attention': _of_jit_values(_attention),
+    }
+)
 
 
 # What is executed; a multiply-add counts as two here.

@@ -41,23 +41,34 @@ class FSDPStrategy(DDPStrategy):
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not is_distributed():
-            raise RuntimeError('FSDPStrategy needs a distributed run, of one process at least: '
-                               'start it with tools/dist_train.sh')
+            raise RuntimeError(
+                'FSDPStrategy needs a distributed run, of one process at least: '
+                'start it with tools/dist_train.sh'
+            )
         model = self.convert_model(model.to(get_device()))
-        mesh = init_device_mesh(get_device(), (get_world_size(), ))
+        mesh = init_device_mesh(get_device(), (get_world_size(),))
         for module in model.modules():
             if isinstance(module, TransformerBlock):
                 fully_shard(module, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    def save_checkpoint(self, filename: str, *, save_optimizer: bool = True,
-                        save_param_scheduler: bool = True, extra_ckpt: dict | None = None,
-                        callback: Callable[[dict], None] | None = None) -> None:
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        extra_ckpt: dict | None = None,
+        callback: Callable[[dict], None] | None = None,
+    ) -> None:
         # Every process gathers the whole tensors with the others, the first one writes them.
         checkpoint = dict(extra_ckpt or {}, state_dict=_whole(self.model.state_dict()))
         checkpoint['meta'] = dict(
-            checkpoint.get('meta', {}), seed=self.seed, mmengine=mmengine.__version__,
-            time=time.strftime('%Y%m%d_%H%M%S'))
+            checkpoint.get('meta', {}),
+            seed=self.seed,
+            mmengine=mmengine.__version__,
+            time=time.strftime('%Y%m%d_%H%M%S'),
+        )
         if save_optimizer:
             checkpoint['optimizer'] = _whole(self.optim_state_dict())
         if save_param_scheduler and hasattr(self, 'param_schedulers'):
@@ -71,8 +82,9 @@ class FSDPStrategy(DDPStrategy):
         with checkpoint_of_this_model(filename):
             return super().load_checkpoint(filename, **{**kwargs, 'strict': True})
 
-    def resume(self, filename: str, *, callback: Callable[[dict], None] | None = None,
-               **kwargs) -> dict:
+    def resume(
+        self, filename: str, *, callback: Callable[[dict], None] | None = None, **kwargs
+    ) -> dict:
 
         def checked(checkpoint: dict) -> None:
             check_resumable(checkpoint, filename)
@@ -84,21 +96,24 @@ class FSDPStrategy(DDPStrategy):
     def load_model_state_dict(self, state_dict: dict[str, Tensor], **kwargs) -> None:
         own = self.model.state_dict()
         super().load_model_state_dict(
-            {name: _part(tensor, own.get(name)) for name, tensor in state_dict.items()}, **kwargs)
+            {name: _part(tensor, own.get(name)) for name, tensor in state_dict.items()}, **kwargs
+        )
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         groups = self.optim_wrapper.optimizer.param_groups
         parameters = [parameter for group in groups for parameter in group['params']]
         state_dict['state'] = {
             i: apply_to(state, torch.is_tensor, lambda x, i=i: _part(x, parameters[i]))
-            for i, state in state_dict['state'].items()}
+            for i, state in state_dict['state'].items()
+        }
         super().load_optim_state_dict(state_dict)
 
 
 def _whole(state: dict) -> dict:
     """Its tensors on the CPU; gathered where they lie, as a GPU's processes only gather on GPUs."""
-    return apply_to(state, torch.is_tensor, lambda x: (
-        x.full_tensor() if isinstance(x, DTensor) else x).cpu())
+    return apply_to(
+        state, torch.is_tensor, lambda x: (x.full_tensor() if isinstance(x, DTensor) else x).cpu()
+    )
 
 
 def _part(x: Tensor, like: Tensor | None) -> Tensor:

@@ -15,11 +15,15 @@ def checkpoint_of_this_model(filename: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # One line for what is missing, one for what is unexpected, one a wrong shape.
-        lines = [line if len(line) <= 500 else f'{line[:500]}…'
-                 for line in str(error).splitlines() if line]
+        lines = [
+            line if len(line) <= 500 else f'{line[:500]}…'
+            for line in str(error).splitlines()
+            if line
+        ]
         more = [f'and {len(lines) - 20} more'] if len(lines) > 20 else []
-        raise ValueError('\n  '.join(
-            [f'{filename} is no checkpoint of this model:', *lines[:20], *more])) from None
+        raise ValueError(
+            '\n  '.join([f'{filename} is no checkpoint of this model:', *lines[:20], *more])
+        ) from None
 
 
 def check_resumable(checkpoint: dict, filename: str) -> None:
@@ -28,8 +32,10 @@ def check_resumable(checkpoint: dict, filename: str) -> None:
         ValueError: if training cannot go on from it.
     """
     if 'optimizer' not in checkpoint:
-        raise ValueError(f'{filename} holds weights alone, without the state of the optimizer: '
-                         'no training can be resumed from it')
+        raise ValueError(
+            f'{filename} holds weights alone, without the state of the optimizer: '
+            'no training can be resumed from it'
+        )
 
 
 class Runner(_Runner):

@@ -33,8 +33,9 @@ def images() -> list[torch.Tensor]:
 
 
 def segmented() -> list[SegDataSample]:
-    samples = [SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)))
-               for _ in range(2)]
+    samples = [
+        SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96))) for _ in range(2)
+    ]
     for sample in samples:
         sample.gt_sem_seg = PixelData(data=torch.randint(150, (1, 64, 96)))
     return samples
@@ -43,20 +44,30 @@ def segmented() -> list[SegDataSample]:
 # Config, what else has to change for maps of these channels, and a batch.
 TASKS = {
     'mmdet': (
-        mmdet, 'retinanet/retinanet_r50_fpn_1x_coco.py',
+        mmdet,
+        'retinanet/retinanet_r50_fpn_1x_coco.py',
         lambda channels: [f'model.neck.in_channels={channels}'],
-        lambda: demo_mm_inputs(2, [(3, 64, 96), (3, 64, 80)], num_classes=80)),
+        lambda: demo_mm_inputs(2, [(3, 64, 96), (3, 64, 80)], num_classes=80),
+    ),
     'mmseg': (
-        mmseg, 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
-        lambda channels: ['model.pretrained=None', 'model.data_preprocessor.size=(64,96)',
-                          f'model.decode_head.in_channels={channels}',
-                          f'model.auxiliary_head.in_channels={channels[2]}'],
-        lambda: dict(inputs=images(), data_samples=segmented())),
+        mmseg,
+        'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
+        lambda channels: [
+            'model.pretrained=None',
+            'model.data_preprocessor.size=(64,96)',
+            f'model.decode_head.in_channels={channels}',
+            f'model.auxiliary_head.in_channels={channels[2]}',
+        ],
+        lambda: dict(inputs=images(), data_samples=segmented()),
+    ),
     'mmpretrain': (
-        mmpretrain, 'resnet/resnet50_8xb32_in1k.py',
+        mmpretrain,
+        'resnet/resnet50_8xb32_in1k.py',
         lambda channels: ['model.backbone.out_indices=3', f'model.head.in_channels={channels[3]}'],
-        lambda: dict(inputs=images(),
-                     data_samples=[DataSample().set_gt_label(i) for i in range(2)])),
+        lambda: dict(
+            inputs=images(), data_samples=[DataSample().set_gt_label(i) for i in range(2)]
+        ),
+    ),
 }
 
 
@@ -66,11 +77,16 @@ def test_backbone_swap(task, family, parse_options):
     package, config, other_options, batch = TASKS[task]
     arguments, channels = BACKBONES[family]
     cfg = Config.fromfile(Path(package.__file__).parent / '.mim/configs' / config)
-    cfg.merge_from_dict(parse_options([
-        'model.backbone._delete_=True', f'model.backbone.type=soft_mm.{family}',
-        *(f'model.backbone.{argument}' for argument in arguments.split()),
-        *(option.replace(' ', '') for option in other_options(channels)),
-    ]))
+    cfg.merge_from_dict(
+        parse_options(
+            [
+                'model.backbone._delete_=True',
+                f'model.backbone.type=soft_mm.{family}',
+                *(f'model.backbone.{argument}' for argument in arguments.split()),
+                *(option.replace(' ', '') for option in other_options(channels)),
+            ]
+        )
+    )
 
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)

@@ -13,15 +13,22 @@ from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-MEAN, STD = (torch.tensor(values)[:, None, None]  # of ImageNet's red, green and blue
-             for values in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+MEAN, STD = (
+    torch.tensor(values)[:, None, None]  # of ImageNet's red, green and blue
+    for values in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+)
 IMAGENET = {
-    'soft-tiny_8xb128-300e_in1k': (224, 248), 'inline-pvt-tiny_8xb128-300e_in1k': (224, 256),
+    'soft-tiny_8xb128-300e_in1k': (224, 248),
+    'inline-pvt-tiny_8xb128-300e_in1k': (224, 256),
     'inline-deit-small_8xb128-300e_in1k-288px': (288, 329),
     'inline-deit-base_8xb64-300e_in1k-448px': (448, 512),
-    'inline-swin-base_8xb64-30e_in1k-384px': (384, None)}
-COCO = {'retinanet_soft-norm-tiny_fpn_1x': {800}, 'mask-rcnn_soft-norm-tiny_fpn_1x': {800},
-        'mask-rcnn_soft-norm-tiny_fpn_ms-3x': set(range(480, 801, 32))}
+    'inline-swin-base_8xb64-30e_in1k-384px': (384, None),
+}
+COCO = {
+    'retinanet_soft-norm-tiny_fpn_1x': {800},
+    'mask-rcnn_soft-norm-tiny_fpn_1x': {800},
+    'mask-rcnn_soft-norm-tiny_fpn_ms-3x': set(range(480, 801, 32)),
+}
 
 
 @pytest.fixture
@@ -68,10 +75,10 @@ def test_imagenet(draw, name):
     assert inputs.shape == (4, 3, size, size)
     colours(inputs)
     for sample in samples:
-        assert sample.gt_score.shape == (1000, )
+        assert sample.gt_score.shape == (1000,)
         assert sample.gt_score.sum() == pytest.approx(1)
 
-    inputs, (sample, ) = batch('val')
+    inputs, (sample,) = batch('val')
     assert inputs.shape == (1, 3, size, size)
     assert sample.gt_label == 0
     values = colours(inputs)[0]
@@ -82,7 +89,7 @@ def test_imagenet(draw, name):
         scale = resized / min(picture.size)
         picture = picture.resize([int(side * scale) for side in picture.size], Image.BICUBIC)
         left, top = (round((side - size) / 2) for side in picture.size)
-        middle = np.array(picture)[top:top + size, left:left + size]
+        middle = np.array(picture)[top : top + size, left : left + size]
         assert (values - torch.from_numpy(middle).permute(2, 0, 1)).abs().mean() < 2
 
 
@@ -117,7 +124,9 @@ def test_coco(draw, name):
             assert truth.labels.max() < 80
             if name.startswith('mask') and split == 'train':
                 for mask, (x1, y1, x2, y2) in zip(truth.masks.to_ndarray(), boxes.tolist()):
-                    inside = mask[max(int(y1) - 2, 0):int(y2) + 3, max(int(x1) - 2, 0):int(x2) + 3]
+                    inside = mask[
+                        max(int(y1) - 2, 0) : int(y2) + 3, max(int(x1) - 2, 0) : int(x2) + 3
+                    ]
                     assert 0 < mask.sum() == inside.sum()
 
 
@@ -132,7 +141,7 @@ def test_ade20k(draw):
         assert set(labels.unique().tolist()) <= {*range(150), 255}
         assert (labels < 150).any()
 
-    inputs, (sample, ) = batch('val')
+    inputs, (sample,) = batch('val')
     assert min(inputs.shape[2:]) == 512
     assert sample.gt_sem_seg.data.shape[1:] == sample.ori_shape
     whole_image(colours(inputs)[0], sample.img_path)

@@ -11,13 +11,22 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(str(path.relative_to(ROOT / 'configs'))
-                 for path in (ROOT / 'configs').glob('[!_]*/*.py'))
+CONFIGS = sorted(
+    str(path.relative_to(ROOT / 'configs')) for path in (ROOT / 'configs').glob('[!_]*/*.py')
+)
 # Millions of parameters: measured with the authors' code (ImageNet), the papers' tables (others).
 PARAMS = {
-    **{f'imagenet/{model}-{size}-300e_in1k.py': count for model in ('soft', 'soft-norm')
-       for size, count in (('tiny_8xb128', 13.07), ('small_8xb128', 24.11), ('medium_8xb32', 45.81),
-                           ('large_8xb32', 64.70), ('huge_8xb32', 87.11))},
+    **{
+        f'imagenet/{model}-{size}-300e_in1k.py': count
+        for model in ('soft', 'soft-norm')
+        for size, count in (
+            ('tiny_8xb128', 13.07),
+            ('small_8xb128', 24.11),
+            ('medium_8xb32', 45.81),
+            ('large_8xb32', 64.70),
+            ('huge_8xb32', 87.11),
+        )
+    },
     'imagenet/soft-norm-huge_fsdp_8xb32-300e_in1k.py': 87.11,
     'imagenet/inline-deit-tiny_8xb512-300e_in1k.py': 6.48,
     'imagenet/inline-deit-small_8xb128-300e_in1k-288px.py': 16.73,
@@ -32,25 +41,42 @@ PARAMS = {
     'imagenet/inline-cswin-tiny_8xb128-300e_in1k.py': 20.61,
     'imagenet/inline-cswin-small_8xb128-300e_in1k.py': 33.03,
     'imagenet/inline-cswin-base_8xb64-300e_in1k.py': 73.41,
-    **{f'coco/{detector}_soft-norm-{size}_fpn_1x_coco.py': count
-       for detector, counts in (('retinanet', (23, 34, 55, 74)), ('mask-rcnn', (33, 44, 65, 84)))
-       for size, count in zip(('tiny', 'small', 'medium', 'large'), counts)},
+    **{
+        f'coco/{detector}_soft-norm-{size}_fpn_1x_coco.py': count
+        for detector, counts in (('retinanet', (23, 34, 55, 74)), ('mask-rcnn', (33, 44, 65, 84)))
+        for size, count in zip(('tiny', 'small', 'medium', 'large'), counts)
+    },
     'ade20k/soft-norm-small_upernet_8xb2-160k_ade20k-512x512.py': 54,
     'ade20k/soft-norm-medium_upernet_8xb2-160k_ade20k-512x512.py': 76,
 }
 # The papers give no number of parameters for these.
 OTHERS = [
-    *(f'imagenet/inline-{name}_in1k-384px.py'
-      for name in ('swin-base_8xb64-30e', 'cswin-base_8xb64-20e')),
-    *(f'coco/{detector}_inline-pvt-{size}_fpn_1x_coco.py'
-      for detector in ('retinanet', 'mask-rcnn')
-      for size in ('tiny', 'small', 'medium', 'large')),
-    *(f'coco/mask-rcnn_soft-norm-{size}_fpn_ms-3x_coco.py'
-      for size in ('tiny', 'small', 'medium', 'large')),
+    *(
+        f'imagenet/inline-{name}_in1k-384px.py'
+        for name in ('swin-base_8xb64-30e', 'cswin-base_8xb64-20e')
+    ),
+    *(
+        f'coco/{detector}_inline-pvt-{size}_fpn_1x_coco.py'
+        for detector in ('retinanet', 'mask-rcnn')
+        for size in ('tiny', 'small', 'medium', 'large')
+    ),
+    *(
+        f'coco/mask-rcnn_soft-norm-{size}_fpn_ms-3x_coco.py'
+        for size in ('tiny', 'small', 'medium', 'large')
+    ),
     *(f'coco/mask-rcnn_inline-swin-{size}_fpn_1x_coco.py' for size in ('tiny', 'small', 'base')),
-    *(f'ade20k/inline-{name}_upernet_8xb2-160k_ade20k-512x512.py'
-      for name in ('pvt-tiny', 'pvt-small', 'pvt-medium', 'pvt-large', 'swin-tiny', 'swin-small',
-                   'swin-base')),
+    *(
+        f'ade20k/inline-{name}_upernet_8xb2-160k_ade20k-512x512.py'
+        for name in (
+            'pvt-tiny',
+            'pvt-small',
+            'pvt-medium',
+            'pvt-large',
+            'swin-tiny',
+            'swin-small',
+            'swin-base',
+        )
+    ),
     *(f'ade20k/soft-norm-{size}_upernet_8xb2-160k_ade20k-512x512.py' for size in ('tiny', 'large')),
 ]
 
@@ -81,14 +107,21 @@ def test_norms_biases_and_positions_do_not_decay(config):
     _, cfg = config
     model = build(cfg)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    decays = {id(p): group['weight_decay'] for group in optimizer.param_groups
-              for p in group['params']}
-    norms = {id(p) for module in model.modules()
-             if isinstance(module, (nn.LayerNorm, nn.GroupNorm, _BatchNorm))
-             for p in module.parameters()}
+    decays = {
+        id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']
+    }
+    norms = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm, _BatchNorm))
+        for p in module.parameters()
+    }
     for name, p in model.named_parameters():
-        exempt = id(p) in norms or name.endswith('bias') or any(
-            part in name for part in ('pos_embed', 'cls_token', 'position_bias'))
+        exempt = (
+            id(p) in norms
+            or name.endswith('bias')
+            or any(part in name for part in ('pos_embed', 'cls_token', 'position_bias'))
+        )
         assert decays[id(p)] == (0 if exempt else cfg.optim_wrapper.optimizer.weight_decay), name
 
 

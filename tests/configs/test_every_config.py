@@ -13,9 +13,11 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(str(path.relative_to(ROOT / 'configs'))
-                 for folder in ('imagenet', 'coco', 'ade20k')
-                 for path in (ROOT / 'configs' / folder).glob('*.py'))
+CONFIGS = sorted(
+    str(path.relative_to(ROOT / 'configs'))
+    for folder in ('imagenet', 'coco', 'ade20k')
+    for path in (ROOT / 'configs' / folder).glob('*.py')
+)
 SMALL = 128  # pixels: the side of dense prediction's images here
 
 
@@ -23,14 +25,18 @@ def small(cfg: Config) -> list[str]:
     """Options for small images in dense prediction."""
     if cfg.default_scope == 'mmdet':
         several = 'scales' in cfg.train_dataloader.dataset.pipeline[2]
-        return ['train_dataloader.dataset.pipeline.2.' + (
-                    f'scales=[({SMALL},{SMALL})]' if several else f'scale=({SMALL},{SMALL})'),
-                f'val_dataloader.dataset.pipeline.1.scale=({SMALL},{SMALL})']
+        return [
+            'train_dataloader.dataset.pipeline.2.'
+            + (f'scales=[({SMALL},{SMALL})]' if several else f'scale=({SMALL},{SMALL})'),
+            f'val_dataloader.dataset.pipeline.1.scale=({SMALL},{SMALL})',
+        ]
     if cfg.default_scope == 'mmseg':
-        return [f'model.data_preprocessor.size=({SMALL},{SMALL})',
-                f'train_dataloader.dataset.pipeline.2.scale=({4 * SMALL},{SMALL})',
-                f'train_dataloader.dataset.pipeline.3.crop_size=({SMALL},{SMALL})',
-                f'val_dataloader.dataset.pipeline.1.scale=({4 * SMALL},{SMALL})']
+        return [
+            f'model.data_preprocessor.size=({SMALL},{SMALL})',
+            f'train_dataloader.dataset.pipeline.2.scale=({4 * SMALL},{SMALL})',
+            f'train_dataloader.dataset.pipeline.3.crop_size=({SMALL},{SMALL})',
+            f'val_dataloader.dataset.pipeline.1.scale=({4 * SMALL},{SMALL})',
+        ]
     return []
 
 
@@ -52,8 +58,10 @@ def build(cfg: Config) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[] if 'tiny' in name else pytest.mark.long) for name in CONFIGS])
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[] if 'tiny' in name else pytest.mark.long) for name in CONFIGS],
+)
 def test_every_config(name, real_images, parse_options, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     cfg.merge_from_dict(parse_options([*real_images(cfg), *small(cfg)]))

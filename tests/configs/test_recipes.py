@@ -24,12 +24,21 @@ def train_tool(monkeypatch):
 
 
 def imagenet(lr, batch, warm_up, last, decay=0.05, clip=None, ema=None, epochs=300, first=None):
-    return dict(lr=lr, batch=batch, warm_up=warm_up, last=last, decay=decay, clip=clip, ema=ema,
-                epochs=epochs, first=first if first else 1e-3 * lr)
+    return dict(
+        lr=lr,
+        batch=batch,
+        warm_up=warm_up,
+        last=last,
+        decay=decay,
+        clip=clip,
+        ema=ema,
+        epochs=epochs,
+        first=first if first else 1e-3 * lr,
+    )
 
 
 def soft(base, batch):
-    return imagenet(base * 8 * batch / 1024, batch, 10, 5e-5, clip=1., ema=4e-5, first=1e-6)
+    return imagenet(base * 8 * batch / 1024, batch, 10, 5e-5, clip=1.0, ema=4e-5, first=1e-6)
 
 
 def inline(batch, warm_up=20, last=5e-6, base=5e-4, **kwargs):
@@ -38,28 +47,32 @@ def inline(batch, warm_up=20, last=5e-6, base=5e-4, **kwargs):
 
 
 def cswin(batch, **kwargs):
-    return inline(batch, last=1e-5, ema=1 - 0.9996**(8 * batch / 4096), **kwargs)
+    return inline(batch, last=1e-5, ema=1 - 0.9996 ** (8 * batch / 4096), **kwargs)
 
 
 RECIPES = {
-    **{f'{name}-{size}': soft(base[name], batch)
-       for name in ('soft', 'soft-norm') for size, batch, base in (
-           ('tiny_8xb128', 128, {'soft': 1e-3, 'soft-norm': 1e-3}),
-           ('small_8xb128', 128, {'soft': 1e-3, 'soft-norm': 1e-3}),
-           ('medium_8xb32', 32, {'soft': 3.5e-4, 'soft-norm': 4e-4}),
-           ('large_8xb32', 32, {'soft': 3.3e-4, 'soft-norm': 3.3e-4}),
-           ('huge_8xb32', 32, {'soft': 2.7e-4, 'soft-norm': 2.7e-4}))},
-    'inline-deit-tiny_8xb512': inline(512, clip=5.),
-    'inline-deit-small_8xb128': inline(128, clip=5.),
-    'inline-deit-base_8xb64': inline(64, clip=5.),
+    **{
+        f'{name}-{size}': soft(base[name], batch)
+        for name in ('soft', 'soft-norm')
+        for size, batch, base in (
+            ('tiny_8xb128', 128, {'soft': 1e-3, 'soft-norm': 1e-3}),
+            ('small_8xb128', 128, {'soft': 1e-3, 'soft-norm': 1e-3}),
+            ('medium_8xb32', 32, {'soft': 3.5e-4, 'soft-norm': 4e-4}),
+            ('large_8xb32', 32, {'soft': 3.3e-4, 'soft-norm': 3.3e-4}),
+            ('huge_8xb32', 32, {'soft': 2.7e-4, 'soft-norm': 2.7e-4}),
+        )
+    },
+    'inline-deit-tiny_8xb512': inline(512, clip=5.0),
+    'inline-deit-small_8xb128': inline(128, clip=5.0),
+    'inline-deit-base_8xb64': inline(64, clip=5.0),
     'inline-pvt-tiny_8xb128': inline(128, 5, 1e-5),
     'inline-pvt-small_8xb128': inline(128, 5, 1e-5),
-    'inline-pvt-medium_8xb128': inline(128, 5, 1e-5, clip=1.),
-    'inline-pvt-large_8xb64': inline(64, 5, 1e-5, clip=1.),
-    'inline-swin-tiny_8xb128': inline(128, clip=5.),
-    'inline-swin-small_8xb128': inline(128, clip=5.),
-    'inline-swin-base_8xb64': inline(64, clip=5.),
-    'inline-swin-base_8xb64-30e': inline(64, 5, 2e-7, 2e-5, clip=5., decay=1e-8, epochs=30),
+    'inline-pvt-medium_8xb128': inline(128, 5, 1e-5, clip=1.0),
+    'inline-pvt-large_8xb64': inline(64, 5, 1e-5, clip=1.0),
+    'inline-swin-tiny_8xb128': inline(128, clip=5.0),
+    'inline-swin-small_8xb128': inline(128, clip=5.0),
+    'inline-swin-base_8xb64': inline(64, clip=5.0),
+    'inline-swin-base_8xb64-30e': inline(64, 5, 2e-7, 2e-5, clip=5.0, decay=1e-8, epochs=30),
     'inline-cswin-tiny_8xb128': cswin(128),
     'inline-cswin-small_8xb128': cswin(128),
     'inline-cswin-base_8xb64': cswin(64, decay=0.1),
@@ -75,8 +88,11 @@ def learning_rates(cfg: Config, epochs: int, epoch_length: int) -> list[float]:
         scheduler = dict(scheduler)
         if scheduler.pop('convert_to_iter_based', False):
             cls = PARAM_SCHEDULERS.get(scheduler.pop('type'))
-            schedulers.append(cls.build_iter_from_epoch(
-                **scheduler, optimizer=optimizer, epoch_length=epoch_length))
+            schedulers.append(
+                cls.build_iter_from_epoch(
+                    **scheduler, optimizer=optimizer, epoch_length=epoch_length
+                )
+            )
         else:
             schedulers.append(PARAM_SCHEDULERS.build({**scheduler, 'optimizer': optimizer}))
     rates = []
@@ -90,8 +106,11 @@ def learning_rates(cfg: Config, epochs: int, epoch_length: int) -> list[float]:
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_imagenet(name):
-    (path, ) = ROOT.glob(f'configs/imagenet/{name}*_in1k*.py' if name.endswith('0e') else
-                         f'configs/imagenet/{name}-300e_in1k*.py')
+    (path,) = ROOT.glob(
+        f'configs/imagenet/{name}*_in1k*.py'
+        if name.endswith('0e')
+        else f'configs/imagenet/{name}-300e_in1k*.py'
+    )
     cfg, recipe = Config.fromfile(path), RECIPES[name]
     init_default_scope('mmpretrain')
     assert cfg.optim_wrapper.optimizer.type == 'AdamW'
@@ -115,11 +134,16 @@ def test_imagenet(name):
     assert rates[middle] == pytest.approx((recipe['lr'] + recipe['last']) / 2, rel=0.01)
 
 
-@pytest.mark.parametrize(('name', 'lr', 'decay', 'warm_up'), [
-    ('retinanet_soft-norm-tiny', 1e-4, 1e-4, 500), ('mask-rcnn_soft-norm-large', 2e-4, 1e-4, 500),
-    ('retinanet_inline-pvt-medium', 1e-4, 1e-4, 500),
-    ('mask-rcnn_inline-pvt-tiny', 2e-4, 1e-4, 500),
-    ('mask-rcnn_inline-swin-base', 1e-4, 0.05, 1000)])
+@pytest.mark.parametrize(
+    ('name', 'lr', 'decay', 'warm_up'),
+    [
+        ('retinanet_soft-norm-tiny', 1e-4, 1e-4, 500),
+        ('mask-rcnn_soft-norm-large', 2e-4, 1e-4, 500),
+        ('retinanet_inline-pvt-medium', 1e-4, 1e-4, 500),
+        ('mask-rcnn_inline-pvt-tiny', 2e-4, 1e-4, 500),
+        ('mask-rcnn_inline-swin-base', 1e-4, 0.05, 1000),
+    ],
+)
 def test_coco(name, lr, decay, warm_up):
     cfg = Config.fromfile(ROOT / f'configs/coco/{name}_fpn_1x_coco.py')
     init_default_scope('mmdet')
@@ -152,7 +176,7 @@ def test_the_average_of_the_weights():
     """As the config's hook makes it: a step moves it by its momentum."""
     cfg = Config.fromfile(ROOT / 'configs/imagenet/soft-tiny_8xb128-300e_in1k.py')
     init_default_scope('mmpretrain')
-    (hook, ) = cfg.custom_hooks
+    (hook,) = cfg.custom_hooks
     assert hook.pop('priority') == 'ABOVE_NORMAL'  # the runner's part
     settings = dict(HOOKS.build(hook).ema_cfg)
     assert settings.pop('type') == 'ExponentialMovingAverage'
@@ -165,8 +189,10 @@ def test_the_average_of_the_weights():
     assert average.module.weight.item() == pytest.approx(before + 4e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(('option', 'dtype', 'scaled'), [
-    (['--amp'], torch.bfloat16, False), (['--amp', 'float16'], torch.float16, True)])
+@pytest.mark.parametrize(
+    ('option', 'dtype', 'scaled'),
+    [(['--amp'], torch.bfloat16, False), (['--amp', 'float16'], torch.float16, True)],
+)
 def test_mixed_precision(train_tool, monkeypatch, option, dtype, scaled):
     """What train.py's --amp makes of a recipe; MMEngine's wrapper wants a GPU to be there."""
     config = str(ROOT / 'configs/imagenet/inline-pvt-tiny_8xb128-300e_in1k.py')
@@ -174,9 +200,11 @@ def test_mixed_precision(train_tool, monkeypatch, option, dtype, scaled):
     cfg = train_tool.load_config(train_tool.parse_args())
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     made = []
-    monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler',
-                        lambda enabled=True: made.append(enabled) or torch.amp.GradScaler(
-                            'cpu', enabled=enabled))
+    monkeypatch.setattr(
+        amp_optimizer_wrapper,
+        'GradScaler',
+        lambda enabled=True: made.append(enabled) or torch.amp.GradScaler('cpu', enabled=enabled),
+    )
     init_default_scope('mmpretrain')
     model = MODELS.build(cfg.model).train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -186,9 +214,12 @@ def test_mixed_precision(train_tool, monkeypatch, option, dtype, scaled):
         return
     outputs = []
     model.backbone.stages[1].blocks[0].mlp.register_forward_hook(
-        lambda module, args, out: outputs.append(out.dtype))
-    data = dict(inputs=torch.randint(0, 256, (2, 3, 64, 64)),
-                data_samples=[DataSample().set_gt_label(i) for i in range(2)])
+        lambda module, args, out: outputs.append(out.dtype)
+    )
+    data = dict(
+        inputs=torch.randint(0, 256, (2, 3, 64, 64)),
+        data_samples=[DataSample().set_gt_label(i) for i in range(2)],
+    )
     loss = model.train_step(data, optimizer)['loss']
     assert outputs == [torch.bfloat16]
     assert loss.isfinite()

@@ -14,8 +14,13 @@ CUDA_HOME = Path(os.environ.get('CUDA_HOME', '/usr/local/cuda'))
 
 
 def python(*args: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=ROOT,
-                          env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, *args],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -24,16 +29,27 @@ def cuda_build(tmp_path_factory) -> tuple[Path, str]:
     if not (torch.version.cuda and (CUDA_HOME / 'bin/nvcc').exists()):
         pytest.skip(f'it takes nvcc in {CUDA_HOME}/bin and a torch built for CUDA')
     folder = tmp_path_factory.mktemp('build')
-    done = python('setup.py', 'build_ext', '--build-lib', folder / 'lib', '--build-temp',
-                  folder / 'temp', FORCE_CUDA='1', CUDA_HOME=str(CUDA_HOME),
-                  TORCH_CUDA_ARCH_LIST='9.0', NVCC_APPEND_FLAGS='-Xptxas -v')
+    done = python(
+        'setup.py',
+        'build_ext',
+        '--build-lib',
+        folder / 'lib',
+        '--build-temp',
+        folder / 'temp',
+        FORCE_CUDA='1',
+        CUDA_HOME=str(CUDA_HOME),
+        TORCH_CUDA_ARCH_LIST='9.0',
+        NVCC_APPEND_FLAGS='-Xptxas -v',
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    library, = (folder / 'lib/soft_mm').glob('_C*.so')
+    (library,) = (folder / 'lib/soft_mm').glob('_C*.so')
     return library, done.stdout + done.stderr
 
 
 def test_loading_the_cuda_build_registers_the_ops(cuda_build):
-    done = python('-c', f'''
+    done = python(
+        '-c',
+        f"""
 import torch
 from importlib.util import module_from_spec, spec_from_file_location
 spec = spec_from_file_location('soft_mm._C', {str(cuda_build[0])!r})
@@ -41,13 +57,15 @@ spec.loader.exec_module(module_from_spec(spec))
 for op in 'squared_distance', 'exact_gaussian_kernel', 'weighted_differences':
     for device in 'CPU', 'CUDA':
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f'soft_mm::{{op}}', device), op
-''')
+""",
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_no_kernel_spills_registers(cuda_build):
-    report = '\n'.join(re.findall(r'.*(?:entry function|bytes spill|Used \d+ registers).*',
-                                  cuda_build[1]))
+    report = '\n'.join(
+        re.findall(r'.*(?:entry function|bytes spill|Used \d+ registers).*', cuda_build[1])
+    )
     (ROOT / 'work_dirs').mkdir(exist_ok=True)
     (ROOT / 'work_dirs/ptxas.txt').write_text(f'{report}\n')
     kernels = report.count('entry function')
@@ -62,10 +80,21 @@ def test_cuda_without_nvcc_is_an_error(tmp_path):
     assert 'FORCE_CUDA=1 needs nvcc in $CUDA_HOME/bin' in done.stderr
 
 
-@pytest.mark.parametrize(('start', 'environment', 'reason'), [
-    ('', {'CXX': 'no-such-compiler'}, 'it takes Linux and a C++ compiler (CXX=no-such-compiler)'),
-    ('import sys; sys.modules["torch"] = None; ', {}, '(pip needs --no-build-isolation to see it)'),
-])
+@pytest.mark.parametrize(
+    ('start', 'environment', 'reason'),
+    [
+        (
+            '',
+            {'CXX': 'no-such-compiler'},
+            'it takes Linux and a C++ compiler (CXX=no-such-compiler)',
+        ),
+        (
+            'import sys; sys.modules["torch"] = None; ',
+            {},
+            '(pip needs --no-build-isolation to see it)',
+        ),
+    ],
+)
 def test_installs_without_compiler_or_torch(start, environment, reason):
     done = python('-c', f'{start}import runpy; runpy.run_path("setup.py")', '--name', **environment)
     assert done.stdout == 'soft_mm\n'
@@ -75,14 +104,15 @@ def test_installs_without_compiler_or_torch(start, environment, reason):
 
 WITHOUT = {
     'soft_mm._C is not built': 'raise ModuleNotFoundError(name)',
-    'soft_mm._C cannot be loaded (undefined symbol: c10)':
-        'raise ImportError("undefined symbol: c10")',
+    'soft_mm._C cannot be loaded (undefined symbol: c10)': 'raise ImportError("undefined symbol: c10")',
 }
 
 
 @pytest.mark.parametrize('reason', WITHOUT)
 def test_the_package_works_without_the_extension(reason):
-    done = python('-c', f'''
+    done = python(
+        '-c',
+        f"""
 import sys
 class Finder:
     def find_spec(name, path=None, target=None):
@@ -97,6 +127,9 @@ q = torch.ones(3, 4)
 assert gaussian_kernel(q, q).eq(1).all()
 assert missing() == missing('cuda') == {reason!r}
 exact_gaussian_kernel(q, q)
-''')
-    assert ('RuntimeError: the exact Gaussian kernel needs the compiled ops: '
-            f'{reason}; build it with `pip install --no-build-isolation -e .`') in done.stderr
+""",
+    )
+    assert (
+        'RuntimeError: the exact Gaussian kernel needs the compiled ops: '
+        f'{reason}; build it with `pip install --no-build-isolation -e .`'
+    ) in done.stderr

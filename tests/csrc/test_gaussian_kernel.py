@@ -11,8 +11,15 @@ GPU = pytest.param('cuda', marks=pytest.mark.gpu)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # Leading dimensions, N, m, d: tiles that are full, partial and many; columns that are split.
-SIZES = [((2, 3), 49, 7, 32), ((), 1, 1, 1), ((2, 1), 65, 33, 17), ((3,), 130, 70, 128),
-         ((2, 1, 3), 40, 65, 64), ((2,), 3, 1100, 40), ((1, 2), 200, 130, 33)]
+SIZES = [
+    ((2, 3), 49, 7, 32),
+    ((), 1, 1, 1),
+    ((2, 1), 65, 33, 17),
+    ((3,), 130, 70, 128),
+    ((2, 1, 3), 40, 65, 64),
+    ((2,), 3, 1100, 40),
+    ((1, 2), 200, 130, 33),
+]
 
 
 @pytest.fixture(params=['cpu', GPU])
@@ -34,9 +41,13 @@ def weighted_differences(weight: Tensor, factor: Tensor | None, q: Tensor, k: Te
 
 
 # The ops beside what they must equal.
-FUNCTIONS = pytest.mark.parametrize(('ours', 'theirs'), [
-    pytest.param(exact_gaussian_kernel, reference, id='kernel'),
-    pytest.param(lambda q, k: OPS.squared_distance(q, k), squared_distance, id='distance')])
+FUNCTIONS = pytest.mark.parametrize(
+    ('ours', 'theirs'),
+    [
+        pytest.param(exact_gaussian_kernel, reference, id='kernel'),
+        pytest.param(lambda q, k: OPS.squared_distance(q, k), squared_distance, id='distance'),
+    ],
+)
 
 
 def tokens(*shape: int, device: str, dtype=torch.float64) -> Tensor:
@@ -44,10 +55,12 @@ def tokens(*shape: int, device: str, dtype=torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, dtype)
 
 
-def pair(leading, n, m, d, device: str, dtype=torch.float64, offset=0.) -> tuple[Tensor, Tensor]:
+def pair(leading, n, m, d, device: str, dtype=torch.float64, offset=0.0) -> tuple[Tensor, Tensor]:
     """Tokens whose squared distances are around 2."""
-    return tuple((tokens(*leading, count, d, device=device) * d**-0.5 + offset).to(dtype)
-                 .requires_grad_() for count in (n, m))
+    return tuple(
+        (tokens(*leading, count, d, device=device) * d**-0.5 + offset).to(dtype).requires_grad_()
+        for count in (n, m)
+    )
 
 
 def with_gradients(fn, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -80,7 +93,7 @@ def worst(got: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 @FUNCTIONS
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('offset', [0., 30.])
+@pytest.mark.parametrize('offset', [0.0, 30.0])
 @pytest.mark.parametrize('size', SIZES)
 def test_error_is_at_most_twice_that_of_plain_pytorch(ours, theirs, dtype, offset, size, device):
     """And an error of one rounding for each term of a sum is allowed in any case."""
@@ -89,8 +102,9 @@ def test_error_is_at_most_twice_that_of_plain_pytorch(ours, theirs, dtype, offse
     exact = with_gradients(theirs, tuple(x.detach().double().requires_grad_() for x in inputs))
     plain, got = with_gradients(theirs, inputs), with_gradients(ours, inputs)
     assert all(x.dtype == dtype for x in got)
-    for error, of_plain, value, terms in zip(worst(got, exact), worst(plain, exact), exact,
-                                             (d, d + m, d + n)):
+    for error, of_plain, value, terms in zip(
+        worst(got, exact), worst(plain, exact), exact, (d, d + m, d + n)
+    ):
         rounding = terms * torch.finfo(torch.float32).eps * value.abs().max().item()
         assert error <= 2 * max(of_plain, rounding)
 
@@ -116,19 +130,25 @@ def test_any_strides(ours, theirs, device):
     q = tokens(2, 70, 3, 24, device=device).transpose(1, 2)[..., ::2].requires_grad_()
     k = tokens(2, 12, 3, 40, device=device).permute(0, 2, 3, 1).requires_grad_()
     torch.testing.assert_close(ours(q, k), theirs(q, k))
-    grads = [tokens(2, 3, 40, 70, device=device).mT, tokens(2, 40, 3, 70, device=device).permute(
-        0, 2, 3, 1), torch.ones(1, dtype=q.dtype, device=device).expand(2, 3, 70, 40)]
+    grads = [
+        tokens(2, 3, 40, 70, device=device).mT,
+        tokens(2, 40, 3, 70, device=device).permute(0, 2, 3, 1),
+        torch.ones(1, dtype=q.dtype, device=device).expand(2, 3, 70, 40),
+    ]
     for grad in grads:
-        torch.testing.assert_close(torch.autograd.grad(ours(q, k), (q, k), grad),
-                                   torch.autograd.grad(theirs(q, k), (q, k), grad))
+        torch.testing.assert_close(
+            torch.autograd.grad(ours(q, k), (q, k), grad),
+            torch.autograd.grad(theirs(q, k), (q, k), grad),
+        )
 
 
 def test_more_matrices_than_a_grid_s_second_dimension_has(device):
     q, k = (x.detach() for x in pair((70_000,), 2, 1, 1, device))
     torch.testing.assert_close(exact_gaussian_kernel(q, k), reference(q, k))
     weight = tokens(70_000, 2, 1, device=device)
-    torch.testing.assert_close(OPS.weighted_differences(weight, None, q, k),
-                               weighted_differences(weight, None, q, k))
+    torch.testing.assert_close(
+        OPS.weighted_differences(weight, None, q, k), weighted_differences(weight, None, q, k)
+    )
 
 
 @pytest.mark.parametrize('device', [GPU], indirect=True)
@@ -158,7 +178,7 @@ def test_autocast_changes_nothing(ours, theirs, dtype, device):
 @FUNCTIONS
 def test_a_second_derivative_fails(ours, theirs, device):
     q, k = pair((), 5, 3, 4, device)
-    grad, = torch.autograd.grad(ours(q, k).sum(), q, create_graph=True)
+    (grad,) = torch.autograd.grad(ours(q, k).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match='differentiated once'):
         grad.sum().backward()
 
@@ -184,7 +204,6 @@ def test_compiles_without_a_graph_break(ours, theirs, device):
 
 
 class Kernel(torch.nn.Module):
-
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         return exact_gaussian_kernel(q, k)
 
@@ -199,31 +218,38 @@ def test_exports(device):
 X = torch.zeros(2, 5, 4)
 
 
-@pytest.mark.parametrize(('q', 'k', 'message'), [
-    (X[0, 0], X, r'q must be \(\.\.\., N, d\), got \[4\]'),
-    (X, X[0], r'k must be \(\.\.\., m, d\) .* \[2, 5, 4\], got \[5, 4\]'),
-    (X, X[:1], r'the leading dimensions and d of q, \[2, 5, 4\], got \[1, 5, 4\]'),
-    (X, X[..., :3], r'the leading dimensions and d of q, \[2, 5, 4\], got \[2, 5, 3\]'),
-    (X[..., :0], X[..., :0], 'head width d must be from 1 to 128, got 0'),
-    (torch.zeros(3, 129), torch.zeros(3, 129), 'head width d must be from 1 to 128, got 129'),
-    (X.long(), X.long(), 'q must be of dtype Double, Float, Half or BFloat16, got Long'),
-    (X, X.half(), 'k must have the dtype of q, Float, got Half'),
-])
+@pytest.mark.parametrize(
+    ('q', 'k', 'message'),
+    [
+        (X[0, 0], X, r'q must be \(\.\.\., N, d\), got \[4\]'),
+        (X, X[0], r'k must be \(\.\.\., m, d\) .* \[2, 5, 4\], got \[5, 4\]'),
+        (X, X[:1], r'the leading dimensions and d of q, \[2, 5, 4\], got \[1, 5, 4\]'),
+        (X, X[..., :3], r'the leading dimensions and d of q, \[2, 5, 4\], got \[2, 5, 3\]'),
+        (X[..., :0], X[..., :0], 'head width d must be from 1 to 128, got 0'),
+        (torch.zeros(3, 129), torch.zeros(3, 129), 'head width d must be from 1 to 128, got 129'),
+        (X.long(), X.long(), 'q must be of dtype Double, Float, Half or BFloat16, got Long'),
+        (X, X.half(), 'k must have the dtype of q, Float, got Half'),
+    ],
+)
 def test_bad_tokens(q, k, message, device):
     for op in (exact_gaussian_kernel, OPS.squared_distance):
         with pytest.raises(RuntimeError, match=message):
             op(q.to(device), k.to(device))
 
 
-@pytest.mark.parametrize(('weight', 'factor', 'message'), [
-    (X, None, r'weight must be \(\.\.\., N, m\) as q and k are, \[2, 5, 5\], got \[2, 5, 4\]'),
-    (X.new_zeros(2, 5, 5), X, r'factor must be .* \[2, 5, 5\], got \[2, 5, 4\]'),
-    (X.new_zeros(2, 5, 5).double(), None, 'weight must have the dtype of q, Float, got Double'),
-])
+@pytest.mark.parametrize(
+    ('weight', 'factor', 'message'),
+    [
+        (X, None, r'weight must be \(\.\.\., N, m\) as q and k are, \[2, 5, 5\], got \[2, 5, 4\]'),
+        (X.new_zeros(2, 5, 5), X, r'factor must be .* \[2, 5, 5\], got \[2, 5, 4\]'),
+        (X.new_zeros(2, 5, 5).double(), None, 'weight must have the dtype of q, Float, got Double'),
+    ],
+)
 def test_bad_weights(weight, factor, message, device):
     with pytest.raises(RuntimeError, match=message):
-        OPS.weighted_differences(*(x if x is None else x.to(device)
-                                   for x in (weight, factor, X, X)))
+        OPS.weighted_differences(
+            *(x if x is None else x.to(device) for x in (weight, factor, X, X))
+        )
 
 
 @pytest.mark.parametrize('device', [GPU], indirect=True)

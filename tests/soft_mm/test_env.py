@@ -11,8 +11,13 @@ from soft_mm.ops.extension import missing
 
 def report(**environment: str) -> list[str]:
     environment = {k: v for k, v in os.environ.items() if k != 'SOFT_MM_KERNEL'} | environment
-    return subprocess.run([sys.executable, '-m', 'soft_mm.env'], check=True, capture_output=True,
-                          text=True, env=environment).stdout.splitlines()
+    return subprocess.run(
+        [sys.executable, '-m', 'soft_mm.env'],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    ).stdout.splitlines()
 
 
 @pytest.fixture(scope='module')

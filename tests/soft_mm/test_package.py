@@ -11,17 +11,22 @@ def python(code: str) -> subprocess.CompletedProcess:
 
 
 def test_import_pulls_in_no_toolbox():
-    done = python('import sys, soft_mm; print({name.split(".")[0] for name in sys.modules} & '
-                  '{"mmcv", "mmdet", "mmseg", "mmpretrain", "timm", "torchvision"})')
+    done = python(
+        'import sys, soft_mm; print({name.split(".")[0] for name in sys.modules} & '
+        '{"mmcv", "mmdet", "mmseg", "mmpretrain", "timm", "torchvision"})'
+    )
     assert done.stdout.strip() == 'set()', done.stderr
 
 
-@pytest.mark.parametrize(('module', 'distribution'), [('torch', 'torch'),
-                                                      ('mmengine', 'onedl-mmengine')])
+@pytest.mark.parametrize(
+    ('module', 'distribution'), [('torch', 'torch'), ('mmengine', 'onedl-mmengine')]
+)
 def test_a_missing_requirement_is_named(module, distribution):
-    done = python('import importlib.util as util; find = util.find_spec\n'
-                  f'util.find_spec = lambda name: None if name == {module!r} else find(name)\n'
-                  'import soft_mm')
+    done = python(
+        'import importlib.util as util; find = util.find_spec\n'
+        f'util.find_spec = lambda name: None if name == {module!r} else find(name)\n'
+        'import soft_mm'
+    )
     assert done.returncode
     assert f'ImportError: soft_mm needs {distribution}' in done.stderr
 

@@ -48,10 +48,17 @@ def fork_tool(tmp_path_factory):
     ``before`` is Python that it executes first; stdout has what it writes to stderr as well.
     """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([
-        *(f'{toolbox}.{part}' for toolbox in ('mmdet', 'mmpretrain', 'mmseg')
-          for part in ('models', 'datasets', 'evaluation', 'visualization')),
-        'soft_mm.datasets', 'soft_mm.utils'])
+    context.set_forkserver_preload(
+        [
+            *(
+                f'{toolbox}.{part}'
+                for toolbox in ('mmdet', 'mmpretrain', 'mmseg')
+                for part in ('models', 'datasets', 'evaluation', 'visualization')
+            ),
+            'soft_mm.datasets',
+            'soft_mm.utils',
+        ]
+    )
     folder = tmp_path_factory.mktemp('fork')
 
     def run(script: str, *args, before: str = '') -> subprocess.CompletedProcess:
@@ -67,11 +74,10 @@ sys.argv = {command!r}
 {before}
 runpy.run_path(sys.argv[0], run_name='__main__')
 """)
-        process = context.Process(target=runpy.run_path, args=(str(folder / 'run.py'), ))
+        process = context.Process(target=runpy.run_path, args=(str(folder / 'run.py'),))
         process.start()
         process.join()
-        return subprocess.CompletedProcess(
-            command, process.exitcode, (folder / 'log').read_text())
+        return subprocess.CompletedProcess(command, process.exitcode, (folder / 'log').read_text())
 
     return run
 
@@ -81,6 +87,7 @@ def small_digits(tmp_path_factory):
     """A config and options that train a small classifier for 4 epochs of 6 steps on 42 digits."""
     cv2 = pytest.importorskip('cv2')
     from sklearn.datasets import load_digits
+
     folder = tmp_path_factory.mktemp('digits')
     for split in ('train', 'val'):
         for label in range(10):  # val has images of some alone
@@ -91,4 +98,5 @@ def small_digits(tmp_path_factory):
         assert cv2.imwrite(str(file), (scan * 15).astype('uint8'))
     return 'tests/tools/small_digits.py', [
         '--cfg-options',
-        *(f'{loader}_dataloader.dataset.data_root={folder}' for loader in ('train', 'val', 'test'))]
+        *(f'{loader}_dataloader.dataset.data_root={folder}' for loader in ('train', 'val', 'test')),
+    ]

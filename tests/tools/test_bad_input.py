@@ -39,18 +39,40 @@ def detector(folder: Path) -> list[str]:
     for split in 'train', 'val':
         for i in range(2):
             write(folder / f'{split}2017/{i}.jpg', picture())
-        boxes = [(i, category, x, y, w, h) for i in range(2)
-                 for category, (x, y, w, h) in ((1, (4, 4, 20, 16)), (5, (30, 8, 24, 30)))]
-        (folder / f'annotations/instances_{split}2017.json').write_text(json.dumps(dict(
-            images=[dict(id=i, file_name=f'{i}.jpg', width=64, height=48) for i in range(2)],
-            categories=[dict(id=1, name='cat'), dict(id=5, name='dog')],
-            annotations=[
-                dict(id=i, image_id=image, category_id=category, bbox=[x, y, w, h], area=w * h,
-                     iscrowd=0, segmentation=[[x, y, x + w, y, x + w, y + h]])
-                for i, (image, category, x, y, w, h) in enumerate(boxes)])))
-    return [*(f'{loader}_dataloader.dataset.data_root={folder}/' for loader in LOADERS),
-            *(f'{loader}_evaluator.ann_file={folder}/annotations/instances_val2017.json'
-              for loader in LOADERS[1:])]
+        boxes = [
+            (i, category, x, y, w, h)
+            for i in range(2)
+            for category, (x, y, w, h) in ((1, (4, 4, 20, 16)), (5, (30, 8, 24, 30)))
+        ]
+        (folder / f'annotations/instances_{split}2017.json').write_text(
+            json.dumps(
+                dict(
+                    images=[
+                        dict(id=i, file_name=f'{i}.jpg', width=64, height=48) for i in range(2)
+                    ],
+                    categories=[dict(id=1, name='cat'), dict(id=5, name='dog')],
+                    annotations=[
+                        dict(
+                            id=i,
+                            image_id=image,
+                            category_id=category,
+                            bbox=[x, y, w, h],
+                            area=w * h,
+                            iscrowd=0,
+                            segmentation=[[x, y, x + w, y, x + w, y + h]],
+                        )
+                        for i, (image, category, x, y, w, h) in enumerate(boxes)
+                    ],
+                )
+            )
+        )
+    return [
+        *(f'{loader}_dataloader.dataset.data_root={folder}/' for loader in LOADERS),
+        *(
+            f'{loader}_evaluator.ann_file={folder}/annotations/instances_val2017.json'
+            for loader in LOADERS[1:]
+        ),
+    ]
 
 
 def segmenter(folder: Path) -> list[str]:
@@ -71,12 +93,20 @@ def complaint(fork_tool, tmp_path):
         given = task(data)
         if spoil:
             spoil(data)
-        done = fork_tool('train.py', f'tests/tools/bad_input/{task.__name__}.py', '--work-dir',
-                         tmp_path / 'work', '--cfg-options', *given, *options, before=before)
+        done = fork_tool(
+            'train.py',
+            f'tests/tools/bad_input/{task.__name__}.py',
+            '--work-dir',
+            tmp_path / 'work',
+            '--cfg-options',
+            *given,
+            *options,
+            before=before,
+        )
         assert done.returncode == 1, done.stdout[-2000:]
         written = {path.suffix for path in tmp_path.glob('work/**/*') if path.is_file()}
         assert written <= {'.py', '.log'}  # the config and the log, but no weights and no scores
-        return done.stdout[done.stdout.rindex('Error: '):].replace(str(data), 'DATA')
+        return done.stdout[done.stdout.rindex('Error: ') :].replace(str(data), 'DATA')
 
     return run
 
@@ -84,14 +114,12 @@ def complaint(fork_tool, tmp_path):
 # An option of model.backbone, and the message.
 BACKBONE = {
     'type=soft_mm.SOFTT': 'soft_mm.SOFTT is not in the mmpretrain::model registry',
-    'arch=giant':
-        "arch must be one of ['tiny', 'small', 'medium', 'large', 'huge'] or a dict, got 'giant'",
+    'arch=giant': "arch must be one of ['tiny', 'small', 'medium', 'large', 'huge'] or a dict, got 'giant'",
     'arch=3': 'or a dict, got 3',
     'arch.head=[1,1,1,1]': "'depths': 4, 'kernel_sizes': 3}, got {'channels': (8, 8, 8, 16), ",
     'arch.channels=[8,8,8]': "lengths, {'channels': 4, ",
     'arch.channels=8': "lengths, {'channels': 4, ",
-    'arch.channels=[0,8,8,16]':
-        'channels of arch must be integers from 1 on, got [0, 8, 8, 16]',
+    'arch.channels=[0,8,8,16]': 'channels of arch must be integers from 1 on, got [0, 8, 8, 16]',
     'arch.channels=[8.5,8,8,16]': 'channels of arch must be integers from 1 on, got [8.5,',
     "arch.channels=['a','b','c','d']": "channels of arch must be integers from 1 on, got ['a',",
     'arch.num_heads=[3,1,1,1]': 'num_heads must divide the 8 channels, got 3',
@@ -103,9 +131,8 @@ BACKBONE = {
     'out_indices=all': "out_indices must be an integer or a sequence of integers, got 'all'",
     'out_indices=[]': 'out_indices must be an integer or a sequence of integers, got []',
     'out_indices=[2]': "out_type 'cls_token' needs out_indices=(3,), the stage with the class "
-                       'token, got (2,)',
-    'out_type=logits':
-        "out_type must be one of ['featmap', 'avg_featmap', 'cls_token'], got 'logits'",
+    'token, got (2,)',
+    'out_type=logits': "out_type must be one of ['featmap', 'avg_featmap', 'cls_token'], got 'logits'",
     'frozen_stages=7': 'frozen_stages must be an integer from -1 to 4, got 7',
     'frozen_stages=all': 'frozen_stages must be an integer from -1 to 4, got all',
     'drop_path_rate=1.5': 'drop_path_rate must be a number from 0 to below 1, got 1.5',
@@ -131,47 +158,104 @@ def test_backbone(option, complaint):
 
 # Any other option of a task's config, and the message.
 OPTIONS = [
-    (classifier, 'train_dataloader.dataset.pipeline.1.scale=16',
-     'SOFT takes images of at least 29×29 pixels, one landmark, got 16×16'),
-    (classifier, 'model.head.in_channels=32',
-     "model.head.in_channels must be the backbone's, 16, got 32"),
-    (classifier, 'model.head.num_classes=3',
-     'model.head.num_classes must be 2, the number of classes of ImageNet, got 3'),
-    (classifier, 'train_dataloader.dataset.metainfo=None',
-     "The number of subfolders (2) doesn't match the number of specified classes (1000)"),
-    (classifier, 'train_dataloader.dataset.split=training',
-     "The split must be one of ['train', 'val', 'test'], but get 'training'"),
-    (detector, 'model.neck.in_channels=[8,8,8,8]',
-     "model.neck.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]"),
-    (detector, 'model.backbone.out_indices=[0,1,2]',
-     "model.neck.in_channels must be the backbone's, [8, 8, 8], got [8, 8, 8, 16]"),
-    (detector, 'model.roi_head.bbox_head.num_classes=1',
-     'model.roi_head.bbox_head.num_classes must be 2, the number of classes of CocoDataset, got 1'),
-    (detector, 'train_dataloader.dataset.metainfo.classes=cat',
-     "metainfo.classes must be a tuple of names, got 'cat'"),
-    (detector, 'train_dataloader.dataset.metainfo.classes=[cat,cow]',
-     "metainfo.classes must be among the file's categories, ['cat', 'dog'], got 'cow'"),
-    (detector, 'train_dataloader.dataset.metainfo.classes=[dog,cat]',
-     "metainfo.classes must be in the order of the file's categories, ['cat', 'dog'], got ['dog'"),
-    (segmenter, 'model.decode_head.in_channels=[8,8,8,8]',
-     "model.decode_head.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]"),
-    (segmenter, 'model.decode_head.in_index=[0,1,2,4]',
-     "model.decode_head.in_index must be below 4, the number of the backbone's maps, got [0, 1, 2"),
-    (segmenter, 'model.auxiliary_head.num_classes=3',
-     'model.auxiliary_head.num_classes must be 150, the number of classes of ADE20KDataset, got 3'),
+    (
+        classifier,
+        'train_dataloader.dataset.pipeline.1.scale=16',
+        'SOFT takes images of at least 29×29 pixels, one landmark, got 16×16',
+    ),
+    (
+        classifier,
+        'model.head.in_channels=32',
+        "model.head.in_channels must be the backbone's, 16, got 32",
+    ),
+    (
+        classifier,
+        'model.head.num_classes=3',
+        'model.head.num_classes must be 2, the number of classes of ImageNet, got 3',
+    ),
+    (
+        classifier,
+        'train_dataloader.dataset.metainfo=None',
+        "The number of subfolders (2) doesn't match the number of specified classes (1000)",
+    ),
+    (
+        classifier,
+        'train_dataloader.dataset.split=training',
+        "The split must be one of ['train', 'val', 'test'], but get 'training'",
+    ),
+    (
+        detector,
+        'model.neck.in_channels=[8,8,8,8]',
+        "model.neck.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
+    ),
+    (
+        detector,
+        'model.backbone.out_indices=[0,1,2]',
+        "model.neck.in_channels must be the backbone's, [8, 8, 8], got [8, 8, 8, 16]",
+    ),
+    (
+        detector,
+        'model.roi_head.bbox_head.num_classes=1',
+        'model.roi_head.bbox_head.num_classes must be 2, the number of classes of CocoDataset, got 1',
+    ),
+    (
+        detector,
+        'train_dataloader.dataset.metainfo.classes=cat',
+        "metainfo.classes must be a tuple of names, got 'cat'",
+    ),
+    (
+        detector,
+        'train_dataloader.dataset.metainfo.classes=[cat,cow]',
+        "metainfo.classes must be among the file's categories, ['cat', 'dog'], got 'cow'",
+    ),
+    (
+        detector,
+        'train_dataloader.dataset.metainfo.classes=[dog,cat]',
+        "metainfo.classes must be in the order of the file's categories, ['cat', 'dog'], got ['dog'",
+    ),
+    (
+        segmenter,
+        'model.decode_head.in_channels=[8,8,8,8]',
+        "model.decode_head.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
+    ),
+    (
+        segmenter,
+        'model.decode_head.in_index=[0,1,2,4]',
+        "model.decode_head.in_index must be below 4, the number of the backbone's maps, got [0, 1, 2",
+    ),
+    (
+        segmenter,
+        'model.auxiliary_head.num_classes=3',
+        'model.auxiliary_head.num_classes must be 150, the number of classes of ADE20KDataset, got 3',
+    ),
     (segmenter, 'model.backbon.arch=tiny', "got an unexpected keyword argument 'backbon'"),
-    (segmenter, 'train_dataloader.dataset.pipeline.0.type=LoadImage',
-     'LoadImage is not in the mmseg::transform registry'),
-    (segmenter, 'train_dataloader.dataset.pipeline.9.prob=0.',
-     'Index 9 exceeds the length of list'),
-    (segmenter, 'train_dataloader.dataset.img_suffix=.jpeg',
-     'ADE20KDataset needs images: 0 are listed in DATA/images/training'),
-    (segmenter, 'train_dataloader.batch_size=0',
-     'batch_size should be a positive integer value, but got batch_size=0'),
+    (
+        segmenter,
+        'train_dataloader.dataset.pipeline.0.type=LoadImage',
+        'LoadImage is not in the mmseg::transform registry',
+    ),
+    (
+        segmenter,
+        'train_dataloader.dataset.pipeline.9.prob=0.',
+        'Index 9 exceeds the length of list',
+    ),
+    (
+        segmenter,
+        'train_dataloader.dataset.img_suffix=.jpeg',
+        'ADE20KDataset needs images: 0 are listed in DATA/images/training',
+    ),
+    (
+        segmenter,
+        'train_dataloader.batch_size=0',
+        'batch_size should be a positive integer value, but got batch_size=0',
+    ),
     (segmenter, 'train_dataloader.num_workers=-1', 'num_workers option should be non-negative'),
     (segmenter, 'optim_wrapper.optimizer.lr=-1', 'Invalid learning rate: -1'),
-    (segmenter, 'param_scheduler.0.type=Linear',
-     'Linear is not in the mmseg::parameter scheduler registry'),
+    (
+        segmenter,
+        'param_scheduler.0.type=Linear',
+        'Linear is not in the mmseg::parameter scheduler registry',
+    ),
 ]
 
 
@@ -181,8 +265,10 @@ def test_option(task, option, message, complaint):
 
 
 TRAIN = 'annotations/instances_train2017.json'
-BOX = 'annotations[0].bbox must be [x, y, width, height] in finite numbers, width and height at ' \
-      'least 0, got '
+BOX = (
+    'annotations[0].bbox must be [x, y, width, height] in finite numbers, width and height at '
+    'least 0, got '
+)
 
 
 def edit(change: Callable[[dict], object], file: str = TRAIN) -> Callable[[Path], None]:
@@ -190,6 +276,7 @@ def edit(change: Callable[[dict], object], file: str = TRAIN) -> Callable[[Path]
         content = json.loads((data / file).read_text())
         change(content)
         (data / file).write_text(json.dumps(content))
+
     return spoil
 
 
@@ -208,13 +295,15 @@ def text(file: str, content: str) -> Callable[[Path], None]:
 def cut(file: str) -> Callable[[Path], None]:
     def spoil(data: Path) -> None:
         whole = (data / file).read_bytes()
-        (data / file).write_bytes(whole[:len(whole) // 2])
+        (data / file).write_bytes(whole[: len(whole) // 2])
+
     return spoil
 
 
 def removed(path: str) -> Callable[[Path], None]:
     def spoil(data: Path) -> None:
         (shutil.rmtree if (data / path).is_dir() else Path.unlink)(data / path)
+
     return spoil
 
 
@@ -227,58 +316,86 @@ ANNOTATIONS = {
     'no file': (removed(TRAIN), f"No such file or directory: 'DATA/{TRAIN}'"),
     'empty file': (text(TRAIN, ''), f'DATA/{TRAIN} is no JSON, or not a whole one: Expecting'),
     'half a file': (cut(TRAIN), f'DATA/{TRAIN} is no JSON, or not a whole one: '),
-    'a list': (text(TRAIN, '[]'), f'DATA/{TRAIN}: the file must have lists of images, categories, '
-                                  'annotations, has []'),
-    'no categories': (edit(lambda content: content.pop('categories')),
-                      "lists of images, categories, annotations, has ['images', 'annotations']"),
-    'no annotation': (edit(lambda content: content.update(annotations=[])),
-                      f'CocoDataset needs images: 2 are listed in DATA/{TRAIN}, and none is kept '
-                      "by filter_cfg={'filter_empty_gt': True, "),
-    'small images': (edit(lambda content: [
-        row.update(height=20) for row in content['images']]), "'min_size': 32}"),
-    'no file name': (without('images', 'file_name'),
-                     'images[0] must have id, file_name, width, height, got {'),
+    'a list': (
+        text(TRAIN, '[]'),
+        f'DATA/{TRAIN}: the file must have lists of images, categories, annotations, has []',
+    ),
+    'no categories': (
+        edit(lambda content: content.pop('categories')),
+        "lists of images, categories, annotations, has ['images', 'annotations']",
+    ),
+    'no annotation': (
+        edit(lambda content: content.update(annotations=[])),
+        f'CocoDataset needs images: 2 are listed in DATA/{TRAIN}, and none is kept '
+        "by filter_cfg={'filter_empty_gt': True, ",
+    ),
+    'small images': (
+        edit(lambda content: [row.update(height=20) for row in content['images']]),
+        "'min_size': 32}",
+    ),
+    'no file name': (
+        without('images', 'file_name'),
+        'images[0] must have id, file_name, width, height, got {',
+    ),
     'no width': (without('images', 'width'), 'images[0] must have id, file_name, width, height'),
-    'width as text': (edit(lambda content: content['images'][0].update(width='64')),
-                      "images[0].height and width must be whole numbers over 0, got 48 and '64'"),
-    'an image twice': (edit(lambda content: content['images'][1].update(id=0)),
-                       'images[1].id must be of this row alone, got 0 again'),
-    'an annotation twice': (edit(lambda content: content['annotations'][1].update(id=0)),
-                            'annotations[1].id must be of this row alone, got 0 again'),
-    'no box': (without('annotations', 'bbox'),
-               'annotations[0] must have id, image_id, category_id, bbox, area, got {'),
+    'width as text': (
+        edit(lambda content: content['images'][0].update(width='64')),
+        "images[0].height and width must be whole numbers over 0, got 48 and '64'",
+    ),
+    'an image twice': (
+        edit(lambda content: content['images'][1].update(id=0)),
+        'images[1].id must be of this row alone, got 0 again',
+    ),
+    'an annotation twice': (
+        edit(lambda content: content['annotations'][1].update(id=0)),
+        'annotations[1].id must be of this row alone, got 0 again',
+    ),
+    'no box': (
+        without('annotations', 'bbox'),
+        'annotations[0] must have id, image_id, category_id, bbox, area, got {',
+    ),
     'no category of this id': (
         annotation(category_id=9),
-        "annotations[0].category_id must be the id of one of the file's 2 categories, got 9"),
+        "annotations[0].category_id must be the id of one of the file's 2 categories, got 9",
+    ),
     'no image of this id': (
         annotation(image_id=77),
-        "annotations[0].image_id must be the id of one of the file's 2 images, got 77"),
-    'a box outside': (annotation(bbox=[100, 100, 10, 10]),
-                      'annotations[0].bbox, [x, y, width, height], must overlap the image, 64 wide '
-                      'and 48 high, got [100, 100, 10, 10]'),
+        "annotations[0].image_id must be the id of one of the file's 2 images, got 77",
+    ),
+    'a box outside': (
+        annotation(bbox=[100, 100, 10, 10]),
+        'annotations[0].bbox, [x, y, width, height], must overlap the image, 64 wide '
+        'and 48 high, got [100, 100, 10, 10]',
+    ),
     'a box of NaN': (annotation(bbox=[float('nan'), 4, 10, 10]), f'{BOX}[nan, 4, 10, 10]'),
     'a box without end': (annotation(bbox=[4, 4, float('inf'), 10]), f'{BOX}[4, 4, inf, 10]'),
     'a box below nothing': (annotation(bbox=[20, 20, -10, -10]), f'{BOX}[20, 20, -10, -10]'),
     'a box of three': (annotation(bbox=[4, 4, 10]), f'{BOX}[4, 4, 10]'),
     'a box of text': (annotation(bbox=['4', 4, 10, 10]), f"{BOX}['4', 4, 10, 10]"),
-    'no mask': (without('annotations', 'segmentation'),
-                "annotations[0].segmentation must be a list of polygons or a dict of 'size' and "
-                "'counts', got None"),
+    'no mask': (
+        without('annotations', 'segmentation'),
+        "annotations[0].segmentation must be a list of polygons or a dict of 'size' and "
+        "'counts', got None",
+    ),
     'a mask of NaN': (
         annotation(segmentation=[[4, 4, float('nan'), 4, 20, 20]]),
         'annotations[0].segmentation must be polygons [[x1, y1, x2, …], …] in finite numbers, got '
-        '[[4, 4, nan, 4, 20, 20]]'),
+        '[[4, 4, nan, 4, 20, 20]]',
+    ),
     'a mask of another size': (
         annotation(segmentation=dict(size=[10, 10], counts=[0, 100])),
         "annotations[0].segmentation.size must be the image's height and width, [48, 64], got "
-        '[10, 10]'),
+        '[10, 10]',
+    ),
     'a mask of fewer pixels': (
         annotation(segmentation=dict(size=[48, 64], counts=[0, 100])),
-        "annotations[0].segmentation.counts must sum to the image's 3072 pixels, got 100"),
+        "annotations[0].segmentation.counts must sum to the image's 3072 pixels, got 100",
+    ),
     'a class fewer to evaluate': (
         edit(lambda content: content['categories'].pop(), TRAIN.replace('train', 'val')),
         "instances_val2017.json: metainfo.classes must be among the file's categories, ['cat'], "
-        "got 'dog'"),
+        "got 'dog'",
+    ),
 }
 
 
@@ -289,55 +406,115 @@ def test_annotations(mistake, complaint):
 
 
 CAT, IMAGE, MAP = 'train/cat/0.jpg', 'images/training/0.jpg', 'annotations/training/0.png'
-LISTED = ('train_dataloader.dataset.split=', 'train_dataloader.dataset.ann_file=train.txt',
-          'train_dataloader.dataset.data_prefix=train')
+LISTED = (
+    'train_dataloader.dataset.split=',
+    'train_dataloader.dataset.ann_file=train.txt',
+    'train_dataloader.dataset.data_prefix=train',
+)
 SIZE = "the annotation must be grey or with a palette, of the image's size, (48, 64), got "
 # What is wrong with images, folders and maps of classes, the options beside, and the message.
 FILES = {
     'no data': (classifier, removed(''), (), "No such file or directory: 'DATA/train'"),
-    'data that is a file': (classifier, lambda data: (removed('')(data), data.write_text('')), (),
-                            "Not a directory: 'DATA/train'"),
-    'an unreadable folder': (classifier, lambda data: (data / 'train/cat').chmod(0), (),
-                             "Permission denied: 'DATA/train/cat'"),
-    'a class too many': (classifier, drawn('train/cow/0.jpg', picture()), (),
-                         "subfolders (3) doesn't match the number of specified classes (2)"),
-    'no images': (classifier, lambda data: [path.unlink() for path in data.glob('train/*/*')], (),
-                  "Found 0 files in subfolders of: {'img_path': 'DATA/train'}"),
-    'an empty image': (classifier, text(CAT, ''), (),
-                       f'DATA/{CAT}: 0.jpg must hold an image, got 0 bytes'),
+    'data that is a file': (
+        classifier,
+        lambda data: (removed('')(data), data.write_text('')),
+        (),
+        "Not a directory: 'DATA/train'",
+    ),
+    'an unreadable folder': (
+        classifier,
+        lambda data: (data / 'train/cat').chmod(0),
+        (),
+        "Permission denied: 'DATA/train/cat'",
+    ),
+    'a class too many': (
+        classifier,
+        drawn('train/cow/0.jpg', picture()),
+        (),
+        "subfolders (3) doesn't match the number of specified classes (2)",
+    ),
+    'no images': (
+        classifier,
+        lambda data: [path.unlink() for path in data.glob('train/*/*')],
+        (),
+        "Found 0 files in subfolders of: {'img_path': 'DATA/train'}",
+    ),
+    'an empty image': (
+        classifier,
+        text(CAT, ''),
+        (),
+        f'DATA/{CAT}: 0.jpg must hold an image, got 0 bytes',
+    ),
     'a text for an image': (classifier, text(CAT, 'cat'), (), f'failed to load image: DATA/{CAT}'),
     'half an image': (classifier, cut(CAT), (), f'failed to load image: DATA/{CAT}'),
     'no list': (classifier, None, LISTED, "No such file or directory: 'DATA/train.txt'"),
-    'an empty list': (classifier, text('train.txt', ''), LISTED,
-                      'ImageNet needs images: 0 are listed in DATA/train.txt'),
-    'a list without labels': (classifier, text('train.txt', 'cat/0.jpg\n'), LISTED,
-                              "DATA/train.txt must have lines as 'class/image.jpg 0', a file and "
-                              'the number of its class'),
-    'a label too high': (classifier, text('train.txt', 'cat/0.jpg 7\ndog/0.jpg 7\n'), LISTED,
-                         'the label must be from 0 to 1, as there are 2 classes, got 7'),
-    'no such image': (classifier, text('train.txt', 'cat/1.jpg 0\ncat/1.jpg 0\n'), LISTED,
-                      "No such file or directory: 'DATA/train/cat/1.jpg'"),
+    'an empty list': (
+        classifier,
+        text('train.txt', ''),
+        LISTED,
+        'ImageNet needs images: 0 are listed in DATA/train.txt',
+    ),
+    'a list without labels': (
+        classifier,
+        text('train.txt', 'cat/0.jpg\n'),
+        LISTED,
+        "DATA/train.txt must have lines as 'class/image.jpg 0', a file and the number of its class",
+    ),
+    'a label too high': (
+        classifier,
+        text('train.txt', 'cat/0.jpg 7\ndog/0.jpg 7\n'),
+        LISTED,
+        'the label must be from 0 to 1, as there are 2 classes, got 7',
+    ),
+    'no such image': (
+        classifier,
+        text('train.txt', 'cat/1.jpg 0\ncat/1.jpg 0\n'),
+        LISTED,
+        "No such file or directory: 'DATA/train/cat/1.jpg'",
+    ),
     'an image of another size': (
-        detector, drawn('train2017/0.jpg', picture()[:40]), (),
+        detector,
+        drawn('train2017/0.jpg', picture()[:40]),
+        (),
         'DATA/train2017/0.jpg: height and width in the annotations must be those of the image, '
-        '(40, 64), got (48, 64)'),
-    'no image': (detector, removed('train2017/0.jpg'), (),
-                 "No such file or directory: 'DATA/train2017/0.jpg'"),
+        '(40, 64), got (48, 64)',
+    ),
+    'no image': (
+        detector,
+        removed('train2017/0.jpg'),
+        (),
+        "No such file or directory: 'DATA/train2017/0.jpg'",
+    ),
     'half an image, in a worker': (
-        detector, cut('train2017/0.jpg'), ('train_dataloader.num_workers=1', ),
-        'DATA/train2017/0.jpg: failed to load image'),
-    'no folder of images': (segmenter, removed('images/training'), (),
-                            "No such file or directory: 'DATA/images/training'"),
+        detector,
+        cut('train2017/0.jpg'),
+        ('train_dataloader.num_workers=1',),
+        'DATA/train2017/0.jpg: failed to load image',
+    ),
+    'no folder of images': (
+        segmenter,
+        removed('images/training'),
+        (),
+        "No such file or directory: 'DATA/images/training'",
+    ),
     'no map': (segmenter, removed(MAP), (), f"No such file or directory: 'DATA/{MAP}'"),
     'an empty map': (segmenter, text(MAP, ''), (), '0.png must hold an image, got 0 bytes'),
     'half a map': (segmenter, cut(MAP), (), f'DATA/{MAP}: image file is truncated'),
     'a text for a map': (segmenter, text(MAP, '7'), (), f'DATA/{MAP}: cannot identify image file'),
-    'a map of another size': (segmenter, drawn(MAP, np.full((24, 32), 7, 'uint8')), (),
-                              f'DATA/{IMAGE} with DATA/{MAP}: {SIZE}(24, 32)'),
+    'a map of another size': (
+        segmenter,
+        drawn(MAP, np.full((24, 32), 7, 'uint8')),
+        (),
+        f'DATA/{IMAGE} with DATA/{MAP}: {SIZE}(24, 32)',
+    ),
     'a map of colours': (segmenter, drawn(MAP, picture()), (), f'{SIZE}(48, 64, 3)'),
-    'a class too high': (segmenter, drawn(MAP, np.full((48, 64), 200, 'uint8')), (),
-                         f'DATA/{MAP}: the annotation must have classes from 1 to 150, or 0 or 255 '
-                         'for none, got [200]'),
+    'a class too high': (
+        segmenter,
+        drawn(MAP, np.full((48, 64), 200, 'uint8')),
+        (),
+        f'DATA/{MAP}: the annotation must have classes from 1 to 150, or 0 or 255 '
+        'for none, got [200]',
+    ),
 }
 # The rights of root to read what nobody may; without effect on others.
 NO_RIGHTS = """
@@ -367,34 +544,54 @@ COMMANDS = [
 @pytest.mark.parametrize(('command', 'message'), COMMANDS)
 def test_command(command, message, fork_tool, tmp_path):
     (tmp_path / 'child.py').write_text("_base_ = './base.py'")
-    words = [word.replace('DATA', str(tmp_path)).replace(
-        'CONFIG', 'tests/tools/bad_input/classifier.py') for word in command.split()]
+    words = [
+        word.replace('DATA', str(tmp_path)).replace('CONFIG', 'tests/tools/bad_input/classifier.py')
+        for word in command.split()
+    ]
     done = fork_tool(*words)
     assert done.returncode
     assert message in done.stdout.replace(str(tmp_path), 'DATA')
     assert [path.name for path in tmp_path.iterdir()] == ['child.py']
 
 
-@pytest.mark.parametrize(('kernel', 'options', 'message'), [
-    ('fast', [], "kernel (or SOFT_MM_KERNEL) must be one of ['torch', "),
-    ('cuda', ['model.backbone.arch.channels=[136,8,8,16]'], '128'),
-])
+@pytest.mark.parametrize(
+    ('kernel', 'options', 'message'),
+    [
+        ('fast', [], "kernel (or SOFT_MM_KERNEL) must be one of ['torch', "),
+        ('cuda', ['model.backbone.arch.channels=[136,8,8,16]'], '128'),
+    ],
+)
 def test_kernel(kernel, options, message, run_tool, monkeypatch, tmp_path):
     """In processes of their own: the switch is read once."""
     monkeypatch.setenv('SOFT_MM_KERNEL', kernel)
-    done = run_tool('train.py', 'tests/tools/bad_input/classifier.py', '--work-dir', tmp_path / 'w',
-                    '--cfg-options', *classifier(tmp_path / 'data'), *options, check=False)
+    done = run_tool(
+        'train.py',
+        'tests/tools/bad_input/classifier.py',
+        '--work-dir',
+        tmp_path / 'w',
+        '--cfg-options',
+        *classifier(tmp_path / 'data'),
+        *options,
+        check=False,
+    )
     assert done.returncode == 1
-    assert message in done.stderr[done.stderr.rindex('Error: '):]
+    assert message in done.stderr[done.stderr.rindex('Error: ') :]
 
 
-@pytest.mark.parametrize(('task', 'file'), [
-    (classifier, CAT), (detector, 'train2017/0.jpg'), (segmenter, IMAGE)])
+@pytest.mark.parametrize(
+    ('task', 'file'), [(classifier, CAT), (detector, 'train2017/0.jpg'), (segmenter, IMAGE)]
+)
 def test_grey_images_are_taken(task, file, fork_tool, tmp_path):
     options = task(tmp_path / 'data')
     write(tmp_path / 'data' / file, picture()[..., 0])
-    done = fork_tool('train.py', f'tests/tools/bad_input/{task.__name__}.py', '--work-dir',
-                     tmp_path / 'work', '--cfg-options', *options)
+    done = fork_tool(
+        'train.py',
+        f'tests/tools/bad_input/{task.__name__}.py',
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        *options,
+    )
     assert done.returncode == 0, done.stdout[-2000:]
 
 
@@ -405,8 +602,9 @@ def test_a_bad_map_stops_the_evaluation(fork_tool, tmp_path):
     assert fork_tool('train.py', config, *options).returncode == 0
     file = tmp_path / 'data/annotations/validation/1.png'
     write(file, np.full((48, 64), 200, 'uint8'))
-    done = fork_tool('test.py', config, folder / 'iter_1.pth', '--out', tmp_path / 'metrics.json',
-                     *options)
+    done = fork_tool(
+        'test.py', config, folder / 'iter_1.pth', '--out', tmp_path / 'metrics.json', *options
+    )
     assert done.returncode == 1
     assert f'{file}: the annotation must have classes from 1 to 150' in done.stdout
     assert not (tmp_path / 'metrics.json').exists()

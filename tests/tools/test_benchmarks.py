@@ -23,14 +23,29 @@ def benchmark(load):
 
 
 def test_table_json_and_plot(run_tool, tmp_path):
-    done = run_tool('benchmarks/backbones.py', '--device', 'cpu', '--sizes', '64x96',
-                    '--only', 'exact solve', 'ResNet-50', '--repeats', 3, '--turns', 2,
-                    '--out', tmp_path / 'cpu')
+    done = run_tool(
+        'benchmarks/backbones.py',
+        '--device',
+        'cpu',
+        '--sizes',
+        '64x96',
+        '--only',
+        'exact solve',
+        'ResNet-50',
+        '--repeats',
+        3,
+        '--turns',
+        2,
+        '--out',
+        tmp_path / 'cpu',
+    )
     assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
     results = json.loads((tmp_path / 'cpu.json').read_text())['results']
     assert [(r['case'], r['mode']) for r in results] == [
-        (case, mode) for mode in ('forward', 'training step')
-        for case in ('SOFT-Norm-Tiny, exact solve', 'ResNet-50')]
+        (case, mode)
+        for mode in ('forward', 'training step')
+        for case in ('SOFT-Norm-Tiny, exact solve', 'ResNet-50')
+    ]
     assert all(len(r['times']) >= 6 and min(r['times']) > 0 < r['memory'] for r in results)
     assert 0 <= results[0]['difference'] < 1e-2
     assert '**64×96, training step**' in done.stdout
@@ -38,9 +53,16 @@ def test_table_json_and_plot(run_tool, tmp_path):
 
 
 def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, 'AGREE', -1.)
-    args = argparse.Namespace(only=['exact solve'], sizes=[(64, 96)], modes=['forward'],
-                              device='cpu', repeats=1, turns=1, quiet=True)
+    monkeypatch.setattr(benchmark, 'AGREE', -1.0)
+    args = argparse.Namespace(
+        only=['exact solve'],
+        sizes=[(64, 96)],
+        modes=['forward'],
+        device='cpu',
+        repeats=1,
+        turns=1,
+        quiet=True,
+    )
     with pytest.raises(SystemExit, match='exact solve at .64, 96.: its maps differ by'):
         benchmark.run_all(args)
 
@@ -48,8 +70,9 @@ def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
 def test_exponent_and_ratios(benchmark):
     results = [
         benchmark.Measured(case, (side, side), 'forward', [t * (side / 512) ** power], side**2)
-        for case, t, power in (('PVT-Tiny', 100., 4), ('SOFT-Norm-Tiny', 50., 2))
-        for side in (512, 1024)]
+        for case, t, power in (('PVT-Tiny', 100.0, 4), ('SOFT-Norm-Tiny', 50.0, 2))
+        for side in (512, 1024)
+    ]
     text = benchmark.tables(results)
     assert '| SOFT-Norm-Tiny | 50 | 50–50 | 262144 | 0.50 | 1.00 | – | – |' in text
     assert '| PVT-Tiny | forward | 2.00 | 1.00 |' in text
@@ -65,13 +88,26 @@ def test_bad_sizes(run_tool, size):
 
 def test_every_way_of_an_op(run_tool, tmp_path, monkeypatch):
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    done = run_tool('benchmarks/ops.py', '--device', 'cpu', '--sizes', '64x96', '--stages', 2,
-                    '--only', 'gaussian_product', '--out', tmp_path / 'cpu')
+    done = run_tool(
+        'benchmarks/ops.py',
+        '--device',
+        'cpu',
+        '--sizes',
+        '64x96',
+        '--stages',
+        2,
+        '--only',
+        'gaussian_product',
+        '--out',
+        tmp_path / 'cpu',
+    )
     assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
     results = json.loads((tmp_path / 'cpu.json').read_text())['results']
     assert [(r['mode'], r['way']) for r in results] == [
-        (mode, way) for mode in ('forward', 'training step')
-        for way in ('reference', 'torch.compile', 'torch')]
+        (mode, way)
+        for mode in ('forward', 'training step')
+        for way in ('reference', 'torch.compile', 'torch')
+    ]
     for r in results:
         assert r['shape'] == [1, 4, 8 * 12, 2 * 3]
         assert r['difference'] < 1e-5
@@ -81,6 +117,6 @@ def test_every_way_of_an_op(run_tool, tmp_path, monkeypatch):
 
 def test_an_op_that_differs_gets_no_time(load, monkeypatch):
     ops = load('ops')
-    monkeypatch.setitem(ops.AGREE, torch.float32, -1.)
+    monkeypatch.setitem(ops.AGREE, torch.float32, -1.0)
     with pytest.raises(SystemExit, match="the output of 'reference' differs by 0.0e.00"):
         ops.measure('newton_inverse', ops.Stage.of(0, (64, 96), 1), 'cpu', torch.float32, (1, 1))

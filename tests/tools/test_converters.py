@@ -37,8 +37,7 @@ GOLDEN = {
 @pytest.fixture(scope='module')
 def states(authors_state) -> dict[str, dict[str, Tensor]]:
     """A whole state dict of each kind."""
-    return {name.split('_')[0]: authors_state(name) for name in GOLDEN
-            if 'small' not in name}
+    return {name.split('_')[0]: authors_state(name) for name in GOLDEN if 'small' not in name}
 
 
 def classifier(config: str, arch: str) -> nn.Module:
@@ -57,8 +56,10 @@ def relative_error(ours: Tensor, theirs: np.ndarray) -> float:
 def test_parity(golden, fill, authors_state, run_tool, tmp_path, name):
     converter, config, arch = GOLDEN[name]
     container = 'state_dict' if name.startswith('soft') else 'model'
-    torch.save({container: authors_state(name), 'args': argparse.Namespace(epochs=300)},
-               tmp_path / 'theirs.pth')
+    torch.save(
+        {container: authors_state(name), 'args': argparse.Namespace(epochs=300)},
+        tmp_path / 'theirs.pth',
+    )
     run_tool(converter, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
     checkpoint = torch.load(tmp_path / 'ours.pth', weights_only=True)
     assert checkpoint['meta']['arch'] == arch
@@ -87,21 +88,35 @@ def test_parity(golden, fill, authors_state, run_tool, tmp_path, name):
 def test_from_checkpoint_to_table(authors_state, real_images, run_tool, tables, tmp_path, name):
     """The page's commands, as far as the accuracy beside the paper's, on images of two classes."""
     _, config, _ = GOLDEN[name]
-    (row, ) = (line for line in (ROOT / 'tools/model_converters/README.md').read_text().splitlines()
-               if f'/{config}.py)' in line)
+    (row,) = (
+        line
+        for line in (ROOT / 'tools/model_converters/README.md').read_text().splitlines()
+        if f'/{config}.py)' in line
+    )
     script, theirs, ours = re.search('`python tools/(.*?)`', row)[1].split()
     (tmp_path / 'checkpoints').mkdir()
     torch.save({'state_dict': authors_state(name)}, tmp_path / theirs)
     run_tool(script, tmp_path / theirs, tmp_path / ours)
     config = f'configs/imagenet/{config}.py'
-    run_tool('test.py', config, tmp_path / ours, '--work-dir', tmp_path / 'work',
-             '--out', tmp_path / 'metrics.json',
-             '--cfg-options', *real_images(Config.fromfile(ROOT / config)))
+    run_tool(
+        'test.py',
+        config,
+        tmp_path / ours,
+        '--work-dir',
+        tmp_path / 'work',
+        '--out',
+        tmp_path / 'metrics.json',
+        '--cfg-options',
+        *real_images(Config.fromfile(ROOT / config)),
+    )
     result = json.loads((tmp_path / 'metrics.json').read_text())
     accuracy = result['metrics']['accuracy/top1']
     assert 0 <= accuracy <= 100
-    (row, ) = (line for line in tables.conversions({result['config']: result['metrics']}, '')
-               if f'checkpoints/{Path(ours).name}`' in line)
+    (row,) = (
+        line
+        for line in tables.conversions({result['config']: result['metrics']}, '')
+        if f'checkpoints/{Path(ours).name}`' in line
+    )
     assert row.endswith(f'| {accuracy:.1f} |')
 
 
@@ -120,31 +135,38 @@ def test_prefix_averaged_weights_and_other_depths(states, run_tool, tmp_path):
 
 def test_sizes_are_read_from_the_tables(states, run_tool, tmp_path):
     """A Swin for 384×384 images in windows of 12, with the buffers that can be rebuilt."""
-    state = {key: torch.randn(23 * 23, t.shape[1]) if key.endswith('bias_table') else t
-             for key, t in states['inline-swin-t'].items()}
+    state = {
+        key: torch.randn(23 * 23, t.shape[1]) if key.endswith('bias_table') else t
+        for key, t in states['inline-swin-t'].items()
+    }
     state['layers.2.blocks.1.attn_mask'] = torch.zeros(4, 144, 144)
     torch.save(dict(model=state), tmp_path / 'theirs.pth')
     run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
     checkpoint = torch.load(tmp_path / 'ours.pth', weights_only=True)
     meta = checkpoint['meta']
     assert (meta['img_size'], meta['window_size']) == (384, 12)
-    model = soft_mm.InLineSwin(meta['arch'], img_size=384, window_size=12,
-                               out_type='avg_featmap')
-    model.load_state_dict({key.removeprefix('backbone.'): t
-                           for key, t in checkpoint['state_dict'].items()
-                           if not key.startswith('head')}, strict=True)
+    model = soft_mm.InLineSwin(meta['arch'], img_size=384, window_size=12, out_type='avg_featmap')
+    model.load_state_dict(
+        {
+            key.removeprefix('backbone.'): t
+            for key, t in checkpoint['state_dict'].items()
+            if not key.startswith('head')
+        },
+        strict=True,
+    )
 
 
 def test_settings_are_no_danger(states, run_tool, tmp_path, monkeypatch):
     """Those of InLine's authors are yacs' nodes, of a package that need not be installed."""
     module = types.ModuleType('yacs.config')
-    module.CfgNode = type('CfgNode', (dict, ), {'__module__': 'yacs.config'})
+    module.CfgNode = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
     monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
     monkeypatch.setitem(sys.modules, 'yacs.config', module)
     settings = module.CfgNode(MODEL=module.CfgNode(TYPE='inline_pvt'), EPOCHS=300)
     settings.__dict__['frozen'] = True
-    torch.save(dict(model=states['inline-pvt-t'], config=settings, epoch=299),
-               tmp_path / 'theirs.pth')
+    torch.save(
+        dict(model=states['inline-pvt-t'], config=settings, epoch=299), tmp_path / 'theirs.pth'
+    )
     run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
     assert (tmp_path / 'ours.pth').exists()
 
@@ -157,7 +179,7 @@ def changed(state: dict, **changes) -> dict:
 
 class Code:
     def __reduce__(self):
-        return os.mkdir, (os.environ['MARK'], )
+        return os.mkdir, (os.environ['MARK'],)
 
 
 def case(kind: str, message: str, **changes):
@@ -168,48 +190,75 @@ def case(kind: str, message: str, **changes):
 BAD = {
     'unknown key': case('soft-norm-tiny', 'unknown key backbone.extra', extra=torch.ones(1)),
     'missing key': case(
-        'soft-norm-tiny', 'missing key backbone.stages.1.blocks.1.attn.v.bias',
-        **{'block2/1/att/mha/W_v/bias': None}),
+        'soft-norm-tiny',
+        'missing key backbone.stages.1.blocks.1.attn.v.bias',
+        **{'block2/1/att/mha/W_v/bias': None},
+    ),
     'missing half of a pair': case(
-        'soft-norm-tiny', 'wrong shape of backbone.stages.3.blocks.0.attn.qkv.bias',
-        **{'block4/0/attn/kv/bias': None}),
+        'soft-norm-tiny',
+        'wrong shape of backbone.stages.3.blocks.0.attn.qkv.bias',
+        **{'block4/0/attn/kv/bias': None},
+    ),
     'wrong shape': case(
-        'soft-norm-tiny', 'wrong shape of backbone.stages.3.norm.weight: (7,), not (512,)',
-        **{'norm/weight': torch.ones(7)}),
+        'soft-norm-tiny',
+        'wrong shape of backbone.stages.3.norm.weight: (7,), not (512,)',
+        **{'norm/weight': torch.ones(7)},
+    ),
     'table of no square': case(
-        'soft-norm-tiny', '783 positions are no square', pos_embed2=torch.ones(1, 783, 128)),
+        'soft-norm-tiny', '783 positions are no square', pos_embed2=torch.ones(1, 783, 128)
+    ),
     'table of one dimension': case(
-        'soft-norm-tiny', 'wrong shape of pos_embed1: (64,), not 3-D', pos_embed1=torch.ones(64)),
+        'soft-norm-tiny', 'wrong shape of pos_embed1: (64,), not 3-D', pos_embed1=torch.ones(64)
+    ),
     'no tensors': ('soft-norm-tiny', lambda state: dict(epoch=3), 'has no state dict'),
     'another model': (
-        'soft-norm-tiny', lambda state: {'conv1.weight': torch.ones(64, 3, 7, 7)},
-        'has no pos_embed1: it is a checkpoint of another model'),
+        'soft-norm-tiny',
+        lambda state: {'conv1.weight': torch.ones(64, 3, 7, 7)},
+        'has no pos_embed1: it is a checkpoint of another model',
+    ),
     'InLine: another model': (
-        'inline-pvt-t', lambda state: {'conv1.weight': torch.ones(64, 3, 7, 7)},
-        'it is not an InLine checkpoint'),
+        'inline-pvt-t',
+        lambda state: {'conv1.weight': torch.ones(64, 3, 7, 7)},
+        'it is not an InLine checkpoint',
+    ),
     'InLine: unknown key': case(
-        'inline-cswin-t', 'unknown key backbone.stages.2.blocks.0.attn.filters.0.weight',
-        **{'stage3/0/attns/0/residual/0/weight': torch.ones(256, 32, 1)}),
+        'inline-cswin-t',
+        'unknown key backbone.stages.2.blocks.0.attn.filters.0.weight',
+        **{'stage3/0/attns/0/residual/0/weight': torch.ones(256, 32, 1)},
+    ),
     'InLine: missing key': case(
-        'inline-swin-t', 'missing key backbone.stages.2.patch_embed.reduction.weight',
-        **{'layers/1/downsample/reduction/weight': None}),
+        'inline-swin-t',
+        'missing key backbone.stages.2.patch_embed.reduction.weight',
+        **{'layers/1/downsample/reduction/weight': None},
+    ),
     'InLine: missing half of a pair': case(
-        'inline-pvt-t', 'wrong shape of backbone.stages.1.blocks.1.attn.qkv.weight',
-        **{'block2/1/attn/kv/weight': None}),
+        'inline-pvt-t',
+        'wrong shape of backbone.stages.1.blocks.1.attn.qkv.weight',
+        **{'block2/1/attn/kv/weight': None},
+    ),
     'InLine: missing stage': case(
-        'inline-pvt-t', 'has no backbone.stages.3.blocks.0.norm1.weight',
-        **{'block4/0/norm1/weight': None}),
+        'inline-pvt-t',
+        'has no backbone.stages.3.blocks.0.norm1.weight',
+        **{'block4/0/norm1/weight': None},
+    ),
     'InLine: wrong shape': case(
-        'inline-swin-t', 'wrong shape of head.fc.weight: (1000, 7), not (1000, 768)',
-        **{'head/weight': torch.ones(1000, 7)}),
+        'inline-swin-t',
+        'wrong shape of head.fc.weight: (1000, 7), not (1000, 768)',
+        **{'head/weight': torch.ones(1000, 7)},
+    ),
     'InLine: table of no square': case(
-        'inline-deit-t', '195 positions are no square', pos_embed=torch.ones(1, 196, 192)),
+        'inline-deit-t', '195 positions are no square', pos_embed=torch.ones(1, 196, 192)
+    ),
     'InLine: windows of no square': case(
-        'inline-swin-t', '168 positions are no square',
-        **{'layers/3/blocks/1/attn/relative_position_bias_table': torch.ones(168, 24)}),
+        'inline-swin-t',
+        '168 positions are no square',
+        **{'layers/3/blocks/1/attn/relative_position_bias_table': torch.ones(168, 24)},
+    ),
     'InLine: filters of no heads': case(
-        'inline-pvt-t', 'wrong shape of backbone.stages.0.blocks.0.attn.filters.0.weight',
-        **{'block1/0/attn/residual/0/weight': torch.ones(64)}),
+        'inline-pvt-t',
+        'wrong shape of backbone.stages.0.blocks.0.attn.filters.0.weight',
+        **{'block1/0/attn/residual/0/weight': torch.ones(64)},
+    ),
 }
 
 
@@ -217,8 +266,12 @@ BAD = {
 def test_bad_state_dict(states, run_tool, tmp_path, name):
     kind, change, message = BAD[name]
     torch.save(dict(state_dict=change(states[kind])), tmp_path / 'theirs.pth')
-    fails(run_tool, tmp_path, message,
-          converter=INLINE_TO_MM if kind.startswith('inline') else SOFT_TO_MM)
+    fails(
+        run_tool,
+        tmp_path,
+        message,
+        converter=INLINE_TO_MM if kind.startswith('inline') else SOFT_TO_MM,
+    )
 
 
 def write_code(path: Path) -> None:
@@ -228,8 +281,13 @@ def write_code(path: Path) -> None:
 FILES = {
     'text': (lambda path: path.write_text('not a checkpoint'), 'is no checkpoint'),
     'empty': (lambda path: path.touch(), 'is no checkpoint'),
-    'cut off': (lambda path: (torch.save(dict(state_dict=dict(a=torch.ones(99))), path),
-                              path.write_bytes(path.read_bytes()[:400])), 'is no checkpoint'),
+    'cut off': (
+        lambda path: (
+            torch.save(dict(state_dict=dict(a=torch.ones(99))), path),
+            path.write_bytes(path.read_bytes()[:400]),
+        ),
+        'is no checkpoint',
+    ),
     'a list': (lambda path: torch.save([1, 2], path), 'holds a list, not a dict'),
     'absent': (lambda path: None, 'No such file'),
     'a folder': (lambda path: path.mkdir(), 'Is a directory'),
@@ -252,8 +310,9 @@ def fails(run_tool, folder: Path, message: str, *options, converter: str = SOFT_
     assert set(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize('pickled', [write_code, lambda path: path.write_bytes(
-    pickle.dumps(Code(), protocol=2))])
+@pytest.mark.parametrize(
+    'pickled', [write_code, lambda path: path.write_bytes(pickle.dumps(Code(), protocol=2))]
+)
 def test_code_is_not_run_unless_trusted(run_tool, tmp_path, monkeypatch, pickled):
     mark = tmp_path.with_name(tmp_path.name + '-mark')
     monkeypatch.setenv('MARK', str(mark))

@@ -28,11 +28,19 @@ CASES = {
     'DeiT classifier': (DEIT, ['model.backbone.depths=(1,)'], 'network', ['logits']),
     'SOFT-Norm backbone': (SOFT, [*SHALLOW, 'model.backbone.out_type=featmap'], 'backbone', MAPS),
     'SOFT-Norm classifier': (SOFT, SHALLOW, 'network', ['logits']),
-    'SOFT-Norm RetinaNet': (RETINANET, [*SHALLOW, 'model.bbox_head.stacked_convs=1'], 'network',
-                            PREDICTIONS),
+    'SOFT-Norm RetinaNet': (
+        RETINANET,
+        [*SHALLOW, 'model.bbox_head.stacked_convs=1'],
+        'network',
+        PREDICTIONS,
+    ),
     'PVT classifier': (PVT, SHALLOW, 'network', ['logits']),
-    'Swin backbone': (SWIN, ['model.backbone.depths=(2,2,2,2)', 'model.backbone.out_type=featmap'],
-                      'backbone', MAPS),
+    'Swin backbone': (
+        SWIN,
+        ['model.backbone.depths=(2,2,2,2)', 'model.backbone.out_type=featmap'],
+        'backbone',
+        MAPS,
+    ),
     'CSwin classifier': (CSWIN, SHALLOW, 'network', ['logits']),
 }
 LONG = [name for name in CASES if name != 'DeiT classifier']
@@ -50,14 +58,24 @@ def flat(outs) -> list[Tensor]:
     return [outs] if isinstance(outs, Tensor) else [t for out in outs for t in flat(out)]
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES])
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES]
+)
 def test_numbers(run_tool, parse_options, tmp_path, name):
     config, options, part, names = CASES[name]
     model = build(config, parse_options(options))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
-    done = run_tool(TOOL, config, tmp_path / 'model.onnx', '--part', part,
-                    '--checkpoint', tmp_path / 'weights.pth', '--cfg-options', *options)
+    done = run_tool(
+        TOOL,
+        config,
+        tmp_path / 'model.onnx',
+        '--part',
+        part,
+        '--checkpoint',
+        tmp_path / 'weights.pth',
+        '--cfg-options',
+        *options,
+    )
     assert len(re.findall(r'agrees with PyTorch to \S+e-0[4-9] ', done.stdout)) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ['model.onnx', 'weights.pth']
 
@@ -90,11 +108,19 @@ BAD = {
     'too small': (DEIT, 'a.onnx', ['--size', '64x224'], "'64x224' must be HxW"),
     'no size': (DEIT, 'a.onnx', ['--size', '224'], "'224' must be HxW"),
     'two stages': (MASK_RCNN, 'a.onnx', [], 'takes ImageClassifier and RetinaNet, got MaskRCNN'),
-    'windows': (SWIN, 'a.onnx', ['--size', '224x300'],
-                'InLineSwin attends in windows or stripes and is exported for sides that are '
-                'multiples of 32, got --size 224x300'),
-    'random landmarks': (SOFT, 'a.onnx', ['--cfg-options', 'model.backbone.landmarks=random'],
-                         "landmarks='random'"),
+    'windows': (
+        SWIN,
+        'a.onnx',
+        ['--size', '224x300'],
+        'InLineSwin attends in windows or stripes and is exported for sides that are '
+        'multiples of 32, got --size 224x300',
+    ),
+    'random landmarks': (
+        SOFT,
+        'a.onnx',
+        ['--cfg-options', 'model.backbone.landmarks=random'],
+        "landmarks='random'",
+    ),
 }
 
 

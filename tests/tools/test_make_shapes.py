@@ -24,9 +24,13 @@ def run(out_dir, **options):
 
 def contents(folder):
     """Relative path -> pixels (for images) or bytes (for all other files)."""
-    return {str(path.relative_to(folder)):
-            cv2.imread(str(path)).tobytes() if path.suffix == '.png' else path.read_bytes()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): cv2.imread(str(path)).tobytes()
+        if path.suffix == '.png'
+        else path.read_bytes()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +57,11 @@ def test_layout(shapes):
 def test_annotations(shapes, split):
     coco = COCO(str(shapes / 'annotations' / f'instances_{split}.json'))
     assert [(c['id'], c['name']) for c in coco.loadCats(coco.getCatIds())] == [
-        (1, 'circle'), (2, 'square'), (3, 'triangle'), (4, 'star')]
+        (1, 'circle'),
+        (2, 'square'),
+        (3, 'triangle'),
+        (4, 'star'),
+    ]
     assert {ann['category_id'] for ann in coco.anns.values()} == {1, 2, 3, 4}
     assert 0 not in coco.anns
     assert len(coco.imgs) == COUNTS[split]
@@ -132,9 +140,17 @@ def test_foreign_folder_is_refused(tmp_path, meta):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('name, value, allowed', [
-    ('size', 63, '>= 64'), ('size', 'big', '>= 64'), ('train', 0, '>= 1'), ('train', -1, '>= 1'),
-    ('val', -1, '>= 0'), ('seed', -1, '>= 0')])
+@pytest.mark.parametrize(
+    'name, value, allowed',
+    [
+        ('size', 63, '>= 64'),
+        ('size', 'big', '>= 64'),
+        ('train', 0, '>= 1'),
+        ('train', -1, '>= 1'),
+        ('val', -1, '>= 0'),
+        ('seed', -1, '>= 0'),
+    ],
+)
 def test_bad_arguments(tmp_path, name, value, allowed):
     result = run(tmp_path / 'shapes', **{name: value})
     assert result.returncode == 2

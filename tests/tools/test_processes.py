@@ -48,20 +48,45 @@ default_hooks.update(bad_numbers=dict(on_bad_numbers='skip'))
 def train(small_digits, tmp_path):
     """Train in a number of processes, 8 images a step in all; the work dir."""
 
-    def run(processes: int, backbone: str, *args: str, sync_bn: str | None = None,
-            sharded: bool = False, epochs: int = 1, more: str = '', error: str = '') -> Path:
+    def run(
+        processes: int,
+        backbone: str,
+        *args: str,
+        sync_bn: str | None = None,
+        sharded: bool = False,
+        epochs: int = 1,
+        more: str = '',
+        error: str = '',
+    ) -> Path:
         base, (_, data, *_) = small_digits
         work_dir = tmp_path / f'{processes}-{sync_bn}-{sharded}'
         work_dir.mkdir(exist_ok=True)
         config = work_dir / 'config.py'
-        config.write_text(CONFIG.format(
-            base=str(ROOT / base), sync_bn=sync_bn, backbone=backbone, batch=8 // processes,
-            data=data.split('=')[1], epochs=epochs) + SHARDED * sharded + more)
+        config.write_text(
+            CONFIG.format(
+                base=str(ROOT / base),
+                sync_bn=sync_bn,
+                backbone=backbone,
+                batch=8 // processes,
+                data=data.split('=')[1],
+                epochs=epochs,
+            )
+            + SHARDED * sharded
+            + more
+        )
         done = subprocess.run(
             ['tools/dist_train.sh', config, str(processes), '--work-dir', work_dir, *args],
-            cwd=ROOT, text=True, capture_output=True, env=os.environ | {
-                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', 'PORT': '29521',
-                'PYTHONPATH': str(ROOT / 'tests/tools'), 'OMP_NUM_THREADS': '1'})
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env=os.environ
+            | {
+                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+                'PORT': '29521',
+                'PYTHONPATH': str(ROOT / 'tests/tools'),
+                'OMP_NUM_THREADS': '1',
+            },
+        )
         assert (done.returncode != 0) == bool(error), done.stderr[-3000:]
         assert error in done.stderr, done.stderr[-3000:]
         return work_dir
@@ -80,7 +105,7 @@ def losses(folder: Path, processes: int) -> list[float]:
 
 
 def scalars(folder: Path, name: str) -> list[float]:
-    (file, ) = folder.glob('*/vis_data/scalars.json')
+    (file,) = folder.glob('*/vis_data/scalars.json')
     return [line[name] for line in map(json.loads, file.read_text().splitlines()) if name in line]
 
 
@@ -90,8 +115,10 @@ def farthest(one: dict, other: dict) -> float:
     A bias before a batch norm has no gradient but rounding, which is relative to nothing.
     """
     assert one.keys() == other.keys()
-    return max(((a.double() - b).abs().max() / b.double().abs().max().clamp(min=0.01)).item()
-               for a, b in zip(one.values(), other.values()))
+    return max(
+        ((a.double() - b).abs().max() / b.double().abs().max().clamp(min=0.01)).item()
+        for a, b in zip(one.values(), other.values())
+    )
 
 
 def check_equal(two: Path, one: Path, tolerance: float = 1e-4) -> None:
@@ -116,8 +143,9 @@ def test_batch_norm_that_is_not_synchronised_shows(train):
     """Each process normalises its own images, and averages other statistics."""
     one, two = (train(processes, SOFT) for processes in (1, 2))
     assert farthest(weights(two), weights(one)) > 0.1
-    statistics = [{k: v for k, v in weights(two, rank).items() if 'running' in k}
-                  for rank in (0, 1)]
+    statistics = [
+        {k: v for k, v in weights(two, rank).items() if 'running' in k} for rank in (0, 1)
+    ]
     assert farthest(*statistics) > 0.1
 
 
@@ -128,7 +156,8 @@ def test_shards_are_the_same_run_and_one_can_go_on_from_the_other(train):
     assert farthest(*(state['state_dict'] for state in states)) < 1e-4
     momentum, expected = (
         {i: x['momentum_buffer'] for i, x in state['optimizer']['state'].items()}
-        for state in states)
+        for state in states
+    )
     assert farthest(momentum, expected) < 1e-4
     sizes = [group['weight_decay'] for group in states[0]['optimizer']['param_groups']]
     assert sizes == [group['weight_decay'] for group in states[1]['optimizer']['param_groups']]
@@ -141,8 +170,9 @@ def test_shards_are_the_same_run_and_one_can_go_on_from_the_other(train):
     assert farthest(weights(whole), weights(shards)) < 1e-4
 
     path = one / 'epoch_1.pth'
-    torch.save({k: v for k, v in torch.load(path, weights_only=False).items() if k != 'optimizer'},
-               path)
+    torch.save(
+        {k: v for k, v in torch.load(path, weights_only=False).items() if k != 'optimizer'}, path
+    )
     train(1, INLINE, '--resume', str(path), sharded=True, error=f'{path} holds weights alone')
 
 
@@ -150,5 +180,5 @@ def test_all_shards_skip_what_went_bad_in_one(train):
     folder = train(2, INLINE, sharded=True, more=SPOILT)
     assert farthest(weights(folder, 1), weights(folder, 0)) == 0
     assert all(x.isfinite().all() for x in weights(folder).values())
-    (log, ) = folder.glob('*/*.log')
+    (log,) = folder.glob('*/*.log')
     assert 'iteration 3: a number of another process' in log.read_text()

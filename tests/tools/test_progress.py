@@ -14,17 +14,55 @@ ROOT = Path(__file__).parents[2]
 DEIT = 'configs/imagenet/inline-deit-tiny_8xb512-300e_in1k.py'
 # The command, and what it shows on the way.
 TOOLS = {
-    'generator': (['dataset_converters/make_shapes.py', '{}/shapes', '--train', '5', '--val', '2'],
-                  ['draw train .* 5/5', 'draw val .* 2/2']),
-    'converter': (['model_converters/soft_to_mm.py', '{}/theirs.pth', '{}/ours.pth'],
-                  ['convert .* 1/3', 'write .* 3/3']),
-    'ops': (['benchmarks/ops.py', '--device', 'cpu', '--only', 'newton_inverse', '--sizes',
-             '64x64', '--stages', '1', '2'], ['measure .* 2/2']),
-    'backbones': (['benchmarks/backbones.py', '--device', 'cpu', '--only', 'ResNet-50', '--sizes',
-                   '64x64', '--repeats', '1', '--turns', '1'],
-                  ['ResNet-50, 64×64, training step .* 2/2']),
-    'export': (['deployment/export_onnx.py', DEIT, '{}/deit.onnx', '--cfg-options',
-                'model.backbone.depths=(1,)'], ['trace .* 0/4', 'check the numbers .* 4/4']),
+    'generator': (
+        ['dataset_converters/make_shapes.py', '{}/shapes', '--train', '5', '--val', '2'],
+        ['draw train .* 5/5', 'draw val .* 2/2'],
+    ),
+    'converter': (
+        ['model_converters/soft_to_mm.py', '{}/theirs.pth', '{}/ours.pth'],
+        ['convert .* 1/3', 'write .* 3/3'],
+    ),
+    'ops': (
+        [
+            'benchmarks/ops.py',
+            '--device',
+            'cpu',
+            '--only',
+            'newton_inverse',
+            '--sizes',
+            '64x64',
+            '--stages',
+            '1',
+            '2',
+        ],
+        ['measure .* 2/2'],
+    ),
+    'backbones': (
+        [
+            'benchmarks/backbones.py',
+            '--device',
+            'cpu',
+            '--only',
+            'ResNet-50',
+            '--sizes',
+            '64x64',
+            '--repeats',
+            '1',
+            '--turns',
+            '1',
+        ],
+        ['ResNet-50, 64×64, training step .* 2/2'],
+    ),
+    'export': (
+        [
+            'deployment/export_onnx.py',
+            DEIT,
+            '{}/deit.onnx',
+            '--cfg-options',
+            'model.backbone.depths=(1,)',
+        ],
+        ['trace .* 0/4', 'check the numbers .* 4/4'],
+    ),
 }
 
 
@@ -35,10 +73,18 @@ def run(tmp_path):
     def run(*command: str) -> tuple[str, str]:
         terminal, end = pty.openpty()
         process = subprocess.Popen(
-            [sys.executable, '-W', 'ignore', f'tools/{command[0]}',
-             *(part.format(tmp_path) for part in command[1:])], cwd=ROOT,
-            stdout=(tmp_path / 'stdout').open('w'), stderr=end,
-            env={**os.environ, 'COLUMNS': '150', 'TERM': 'xterm', 'PYTHONWARNINGS': 'ignore'})
+            [
+                sys.executable,
+                '-W',
+                'ignore',
+                f'tools/{command[0]}',
+                *(part.format(tmp_path) for part in command[1:]),
+            ],
+            cwd=ROOT,
+            stdout=(tmp_path / 'stdout').open('w'),
+            stderr=end,
+            env={**os.environ, 'COLUMNS': '150', 'TERM': 'xterm', 'PYTHONWARNINGS': 'ignore'},
+        )
         os.close(end)
         shown = b''
         while True:
@@ -48,15 +94,19 @@ def run(tmp_path):
                 break
         os.close(terminal)
         assert process.wait() == 0, shown.decode()
-        return (tmp_path / 'stdout').read_text(), re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '',
-                                                         shown.decode())
+        return (tmp_path / 'stdout').read_text(), re.sub(
+            r'\x1b\[[0-9;?]*[a-zA-Z]', '', shown.decode()
+        )
 
     return run
 
 
-@pytest.fixture(params=[
-    pytest.param(name, marks=pytest.mark.long if name in ('ops', 'export') else ())
-    for name in TOOLS])
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.long if name in ('ops', 'export') else ())
+        for name in TOOLS
+    ]
+)
 def tool(request, tmp_path) -> str:
     if request.param == 'converter':
         state = request.getfixturevalue('authors_state')('soft-tiny_2x224x224')

@@ -32,18 +32,25 @@ def killed(self, obj, filepath):
 LocalBackend.put = killed
 """
 BY_ITERATION = [
-    'train_cfg._delete_=True', 'train_cfg.type=IterBasedTrainLoop', 'train_cfg.max_iters=24',
-    'train_cfg.val_interval=7', 'train_dataloader.sampler.type=InfiniteSampler',
-    'param_scheduler.1.by_epoch=False', 'param_scheduler.1.convert_to_iter_based=False',
-    'param_scheduler.1.end=24', 'default_hooks.checkpoint.by_epoch=False',
-    'default_hooks.checkpoint.interval=5', 'default_hooks.logger.log_metric_by_epoch=False',
+    'train_cfg._delete_=True',
+    'train_cfg.type=IterBasedTrainLoop',
+    'train_cfg.max_iters=24',
+    'train_cfg.val_interval=7',
+    'train_dataloader.sampler.type=InfiniteSampler',
+    'param_scheduler.1.by_epoch=False',
+    'param_scheduler.1.convert_to_iter_based=False',
+    'param_scheduler.1.end=24',
+    'default_hooks.checkpoint.by_epoch=False',
+    'default_hooks.checkpoint.interval=5',
+    'default_hooks.logger.log_metric_by_epoch=False',
     'log_processor.by_epoch=False',
 ]
 LOOPS = {
     'epochs': ([], 'epoch_4.pth'),
-    'epochs-workers': ([
-        'train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True'],
-        'epoch_4.pth'),
+    'epochs-workers': (
+        ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True'],
+        'epoch_4.pth',
+    ),
     'iterations': (BY_ITERATION, 'iter_24.pth'),
     'iterations-workers': ([*BY_ITERATION, 'train_dataloader.num_workers=2'], 'iter_24.pth'),
 }
@@ -52,8 +59,10 @@ LOOPS = {
 def state(checkpoint: Path) -> dict:
     """All that a run goes on from, tensors as bytes."""
     content = torch.load(checkpoint, weights_only=False)
-    parts = {name: content[name]
-             for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')}
+    parts = {
+        name: content[name]
+        for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
+    }
     parts['place'] = [content['meta'][name] for name in ('epoch', 'iter', 'seed')]
     return apply_to(parts, torch.is_tensor, lambda x: (x.dtype, x.numpy().tobytes()))
 
@@ -67,10 +76,14 @@ def test_ends_bit_equal(loop, small_digits, fork_tool, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
 
     chance = random.Random(loop)
-    for how in (IN_STEP.format(chance.randint(8, 12)), IN_WRITE.format(chance.randint(1, 3)),
-                IN_STEP.format(chance.randint(1, 9))):
-        done = fork_tool('train.py', config, '--work-dir', killed, '--resume', *options, *more,
-                         before=how)
+    for how in (
+        IN_STEP.format(chance.randint(8, 12)),
+        IN_WRITE.format(chance.randint(1, 3)),
+        IN_STEP.format(chance.randint(1, 9)),
+    ):
+        done = fork_tool(
+            'train.py', config, '--work-dir', killed, '--resume', *options, *more, before=how
+        )
         assert done.returncode == -signal.SIGKILL, done.stdout[-3000:]
         for checkpoint in killed.glob('*.pth'):
             torch.load(checkpoint, weights_only=False)  # is whole

@@ -47,10 +47,13 @@ def test_inline_attention_counts_as_its_formula():
     assert counts['matmul'] == B * H * (2 * N + 1) * D * D
 
 
-@pytest.mark.parametrize(('layer', 'saved'), [
-    (InLineAttention(C, H), B * ((2 * N + 1) * C * D - C * C * (C + 2 * D))),
-    (SelfAttention(C, H), 0),
-])
+@pytest.mark.parametrize(
+    ('layer', 'saved'),
+    [
+        (InLineAttention(C, H), B * ((2 * N + 1) * C * D - C * C * (C + 2 * D))),
+        (SelfAttention(C, H), 0),
+    ],
+)
 def test_what_is_executed(layer, saved, monkeypatch):
     """The same arithmetic, seen where PyTorch runs it; less where keys and queries are not made."""
     x = torch.randn(B, N, C)
@@ -84,11 +87,14 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
     assert executed[0] - executed[1] == k1 + (fast if solver == 'newton' else 0)
 
 
-@pytest.mark.parametrize(('config', 'shape', 'parameters'), [
-    ('imagenet/soft-norm-tiny_8xb128-300e_in1k.py', (), '13.07 M'),
-    ('coco/mask-rcnn_inline-pvt-tiny_fpn_1x_coco.py', ('64', '96'), '31.69 M'),
-    ('ade20k/inline-swin-tiny_upernet_8xb2-160k_ade20k-512x512.py', ('64', '96'), '59.95 M'),
-])
+@pytest.mark.parametrize(
+    ('config', 'shape', 'parameters'),
+    [
+        ('imagenet/soft-norm-tiny_8xb128-300e_in1k.py', (), '13.07 M'),
+        ('coco/mask-rcnn_inline-pvt-tiny_fpn_1x_coco.py', ('64', '96'), '31.69 M'),
+        ('ade20k/inline-swin-tiny_upernet_8xb2-160k_ade20k-512x512.py', ('64', '96'), '59.95 M'),
+    ],
+)
 def test_get_flops(run_tool, config, shape, parameters):
     shape = ('--shape', *shape) if shape else ()
     done = run_tool('analysis_tools/get_flops.py', f'configs/{config}', *shape)
@@ -106,11 +112,17 @@ def test_bad_shape(run_tool):
 
 
 def test_every_row_has_its_config(tables):
-    rows = {f'{folder}/{row["config"]}.py'
-            for folder in tables.FOLDERS for row in tables.papers()[folder]}
-    assert rows == {f'{path.parent.name}/{path.name}' for folder in tables.FOLDERS
-                    for path in (ROOT / 'configs' / folder).glob('*.py')
-                    if 'fsdp' not in path.name}  # a row's run in shards
+    rows = {
+        f'{folder}/{row["config"]}.py'
+        for folder in tables.FOLDERS
+        for row in tables.papers()[folder]
+    }
+    assert rows == {
+        f'{path.parent.name}/{path.name}'
+        for folder in tables.FOLDERS
+        for path in (ROOT / 'configs' / folder).glob('*.py')
+        if 'fsdp' not in path.name
+    }  # a row's run in shards
 
 
 def test_our_models_are_the_papers(tables):
@@ -124,10 +136,12 @@ def test_a_difference_is_found(tables, monkeypatch):
     rows['inline-pvt-tiny_8xb128-300e_in1k']['flops'] *= 1.1
     rows['inline-cswin-tiny_8xb128-300e_in1k']['params'] = 20.6  # no disagreement any more
     monkeypatch.setattr(tables, 'papers', lambda: changed)
-    monkeypatch.setattr(tables, 'FOLDERS', ('imagenet', ))
+    monkeypatch.setattr(tables, 'FOLDERS', ('imagenet',))
     assert [line.split(':')[0] for line in tables.differences()] == [
-        'inline-deit-tiny_8xb512-300e_in1k', 'inline-pvt-tiny_8xb128-300e_in1k',
-        'inline-cswin-tiny_8xb128-300e_in1k']
+        'inline-deit-tiny_8xb512-300e_in1k',
+        'inline-pvt-tiny_8xb128-300e_in1k',
+        'inline-cswin-tiny_8xb128-300e_in1k',
+    ]
 
 
 def test_pages_are_up_to_date(tables):
@@ -155,7 +169,9 @@ def test_metafiles_name_files_that_exist():
 def test_only_measured_accuracies_are_ours(tables):
     config = 'mask-rcnn_soft-norm-tiny_fpn_1x_coco'
     metrics = {'coco/bbox_mAP': 0.4129, 'coco/segm_mAP': 0.3871}
-    row = {line.split('](')[0]: line.split('|')[-5:] for line in tables.table(
-        'coco', {f'configs/coco/{config}.py': metrics})}
+    row = {
+        line.split('](')[0]: line.split('|')[-5:]
+        for line in tables.table('coco', {f'configs/coco/{config}.py': metrics})
+    }
     assert row['| [mask-rcnn, soft-norm-tiny'] == [' 41.2 ', ' 41.3 ', ' 38.2 ', ' 38.7 ', '']
     assert row['| [mask-rcnn, soft-norm-small'] == [' 43.8 ', ' – ', ' 40.1 ', ' – ', '']

@@ -16,10 +16,16 @@ from torch.distributed.tensor import DTensor
 
 def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
     if not self.training:
-        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight,
-                                        self.bias, eps=self.eps)
-    sums = torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3)),
-                        torch.full_like(self.weight, x.numel() / x.shape[1])))
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+    sums = torch.stack(
+        (
+            x.sum((0, 2, 3)),
+            x.square().sum((0, 2, 3)),
+            torch.full_like(self.weight, x.numel() / x.shape[1]),
+        )
+    )
     total, squares, count = all_reduce(sums)
     mean, variance = total / count, squares / count - (total / count).square()
     with torch.no_grad():
@@ -47,10 +53,13 @@ class SaveEveryRank(Hook):
 
     def after_train(self, runner) -> None:
         model = getattr(runner.model, 'module', runner.model)
-        weights = {name: x.full_tensor() if isinstance(x, DTensor) else x
-                   for name, x in model.state_dict().items()}
-        torch.save(dict(weights=weights, losses=self.losses),
-                   f'{runner.work_dir}/rank{get_rank()}.pth')
+        weights = {
+            name: x.full_tensor() if isinstance(x, DTensor) else x
+            for name, x in model.state_dict().items()
+        }
+        torch.save(
+            dict(weights=weights, losses=self.losses), f'{runner.work_dir}/rank{get_rank()}.pth'
+        )
         if distributed.is_initialized():
             distributed.barrier()
 

@@ -19,11 +19,22 @@ SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Count multiply-adds and parameters.')
     parser.add_argument('config', help='config file')
-    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
-                        help='of the image, in pixels; default 224 224 for a classifier, 800 1344 '
-                        'for a detector, 512 512 for a segmentor')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
-                        metavar='KEY=VALUE', help='settings that override the config')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='of the image, in pixels; default 224 224 for a classifier, 800 1344 '
+        'for a detector, 512 512 for a segmentor',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that override the config',
+    )
     args = parser.parse_args()
     if args.shape and min(args.shape) < 1:
         parser.error(f'--shape must be two sides of at least 1 pixel, got {args.shape}')
@@ -47,9 +58,15 @@ def main() -> None:
     model = build(cfg)
     shape = tuple(args.shape or SHAPES[cfg.default_scope])
     if cfg.default_scope == 'mmdet':  # a region head takes its proposals' limits from these
-        sample = BaseDataElement(metainfo=dict(
-            img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape,
-            scale_factor=(1., 1.)))
+        sample = BaseDataElement(
+            metainfo=dict(
+                img_shape=shape,
+                ori_shape=shape,
+                pad_shape=shape,
+                batch_input_shape=shape,
+                scale_factor=(1.0, 1.0),
+            )
+        )
         model.forward = partial(model.forward, data_samples=[sample])
     image = torch.randn(1, 3, *shape)
     counts = count_multiply_adds(model, image)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-HEAD = '# Written by tools/analysis_tools/tables.py; the accuracies are the papers\'.\n'
+HEAD = "# Written by tools/analysis_tools/tables.py; the accuracies are the papers'.\n"
 DATASETS = {'imagenet': 'ImageNet-1k', 'coco': 'COCO', 'ade20k': 'ADE20K'}
 # Of each accuracy in papers.yml: the task and the metric, as OpenMMLab names them.
 METRICS = {
@@ -33,7 +33,9 @@ def files(papers: dict, measure: Callable[[str, dict], dict]) -> Iterator[tuple[
                 'Metadata': {'Training Data': DATASETS[folder]},
                 'Paper': {'Title': paper['title'], 'URL': paper['url']},
                 'README': f'configs/{folder}/README.md',
-            } for name, paper in papers['papers'].items() if name in used
+            }
+            for name, paper in papers['papers'].items()
+            if name in used
         ]
         models = [_model(folder, row, measure(folder, row)) for row in papers[folder]]
         yield path, _dump({'Collections': collections, 'Models': models})
@@ -50,8 +52,11 @@ def _model(folder: str, row: dict, measured: dict) -> dict:
         'Config': f'configs/{folder}/{row["config"]}.py',
         'Metadata': metadata,
     }
-    results = [{'Task': task, 'Dataset': DATASETS[folder], 'Metrics': {metric: row[key]}}
-               for key, (task, metric) in METRICS.items() if key in row]
+    results = [
+        {'Task': task, 'Dataset': DATASETS[folder], 'Metrics': {metric: row[key]}}
+        for key, (task, metric) in METRICS.items()
+        if key in row
+    ]
     return {**model, 'Results': results} if results else model
 
 

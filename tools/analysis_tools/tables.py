@@ -1,9 +1,9 @@
 """The papers' tables, each of their columns beside ours.
 
-    tables.py                     print them
-    tables.py --results A.json…   with the accuracies that tools/test.py --out has written
-    tables.py --check             fail where a model is not its paper's, or a page is out of date
-    tables.py --write             bring README.md, configs/*/README.md and the metafiles up to date
+tables.py                     print them
+tables.py --results A.json…   with the accuracies that tools/test.py --out has written
+tables.py --check             fail where a model is not its paper's, or a page is out of date
+tables.py --write             bring README.md, configs/*/README.md and the metafiles up to date
 """
 
 import argparse
@@ -32,7 +32,7 @@ ACCURACIES = {
     'mask_ap': ('mask AP', 'coco/segm_mAP', 100),
     'miou': ('mIoU', 'mIoU', 1),
 }
-COLUMNS = {'imagenet': ('top1', ), 'coco': ('box_ap', 'mask_ap'), 'ade20k': ('miou', )}
+COLUMNS = {'imagenet': ('top1',), 'coco': ('box_ap', 'mask_ap'), 'ade20k': ('miou',)}
 
 
 def config_file(folder: str, row: dict) -> Path:
@@ -56,8 +56,9 @@ def measure(path: Path) -> dict[str, float]:
     size = cfg.model.backbone.get('img_size', 224)
     counts = count_multiply_adds(model, torch.zeros(1, 3, size, size))
     newton = counts.pop('newton_inverse', 0)
-    return dict(params=_millions(model), size=size, flops=sum(counts.values()) / 1e9,
-                newton=newton / 1e9)
+    return dict(
+        params=_millions(model), size=size, flops=sum(counts.values()) / 1e9, newton=newton / 1e9
+    )
 
 
 def _millions(model: torch.nn.Module) -> float:
@@ -67,8 +68,13 @@ def _millions(model: torch.nn.Module) -> float:
 def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator[str]:
     """Lines of a Markdown table; links to configs start with ``links_to``."""
     flops = folder == 'imagenet'
-    heads = ['model', *(['image'] if flops else []), 'params (M): paper', 'ours',
-             *(['multiply-adds (G): paper', 'ours', "+ Newton's iteration"] if flops else [])]
+    heads = [
+        'model',
+        *(['image'] if flops else []),
+        'params (M): paper',
+        'ours',
+        *(['multiply-adds (G): paper', 'ours', "+ Newton's iteration"] if flops else []),
+    ]
     for key in COLUMNS[folder]:
         heads += [f'{ACCURACIES[key][0]}: paper', 'ours']
     yield f'| {" | ".join(heads)} |'
@@ -80,8 +86,11 @@ def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator
         cells += [ours['size']] if flops else []
         cells += [row.get('params', '–'), f'{ours["params"]:.2f}']
         if flops:
-            cells += [row.get('flops', '–'), f'{ours["flops"]:.2f}',
-                      f'{ours["newton"]:.2f}' if ours['newton'] else '–']
+            cells += [
+                row.get('flops', '–'),
+                f'{ours["flops"]:.2f}',
+                f'{ours["newton"]:.2f}' if ours['newton'] else '–',
+            ]
         for key in COLUMNS[folder]:
             cells += accuracy(folder, row, key, results)
         yield f'| {" | ".join(map(str, cells))} |'
@@ -102,10 +111,15 @@ def conversions(results: dict[str, dict], links_to: str) -> Iterator[str]:
         theirs, config = row['checkpoint'], row['config']
         ours = config.split('_')[0] + ('-384px' if config.endswith('384px') else '')
         tool = 'inline' if theirs.startswith('InLine') else 'soft'
-        command = (f'python tools/model_converters/{tool}_to_mm.py {theirs}.pth '
-                   f'checkpoints/{ours}.pth')
-        cells = [theirs, f'`{command}`', f'[{config}]({links_to}{config}.py)',
-                 *accuracy('imagenet', row, 'top1', results)]
+        command = (
+            f'python tools/model_converters/{tool}_to_mm.py {theirs}.pth checkpoints/{ours}.pth'
+        )
+        cells = [
+            theirs,
+            f'`{command}`',
+            f'[{config}]({links_to}{config}.py)',
+            *accuracy('imagenet', row, 'top1', results),
+        ]
         yield f'| {" | ".join(map(str, cells))} |'
 
 
@@ -120,8 +134,10 @@ def differences() -> Iterator[str]:
                     continue
                 far = abs(ours[key] - row[key]) > tolerance * row[key]
                 if far and key not in known:
-                    yield (f'{row["config"]}: {key} {ours[key]:.2f}, the paper has {row[key]}, '
-                           f'further than {tolerance:.0%}')
+                    yield (
+                        f'{row["config"]}: {key} {ours[key]:.2f}, the paper has {row[key]}, '
+                        f'further than {tolerance:.0%}'
+                    )
                 if not far and key in known:
                     yield f'{row["config"]}: {key} agrees, though papers.yml lists a disagreement'
 
@@ -129,29 +145,50 @@ def differences() -> Iterator[str]:
 def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
     """Each page that holds tables and each metafile, with what it should say."""
     for path, links_to in {
-            ROOT / 'README.md': 'configs/{}/',
-            ROOT / 'tools/model_converters/README.md': '../../configs/imagenet/',
-            **{ROOT / f'configs/{folder}/README.md': '' for folder in FOLDERS}}.items():
+        ROOT / 'README.md': 'configs/{}/',
+        ROOT / 'tools/model_converters/README.md': '../../configs/imagenet/',
+        **{ROOT / f'configs/{folder}/README.md': '' for folder in FOLDERS},
+    }.items():
 
         def renew(match: re.Match, links_to: str = links_to) -> str:
-            lines = (conversions(results, links_to) if match[2] == 'conversions' else
-                     table(match[2], results, links_to.format(match[2])))
+            lines = (
+                conversions(results, links_to)
+                if match[2] == 'conversions'
+                else table(match[2], results, links_to.format(match[2]))
+            )
             return '\n'.join([match[1], '', *lines, '', match[3]])
 
-        yield path, re.sub(r'(<!-- table: (\w+) -->).*?(<!-- end of table -->)', renew,
-                           path.read_text(), flags=re.DOTALL)
+        yield (
+            path,
+            re.sub(
+                r'(<!-- table: (\w+) -->).*?(<!-- end of table -->)',
+                renew,
+                path.read_text(),
+                flags=re.DOTALL,
+            ),
+        )
     for path, text in metafiles.files(
-            papers(), lambda folder, row: measure(config_file(folder, row))):
+        papers(), lambda folder, row: measure(config_file(folder, row))
+    ):
         yield ROOT / path, text
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--results', type=Path, nargs='+', default=[], metavar='FILE',
-                        help='metrics that tools/test.py --out has written')
+    parser.add_argument(
+        '--results',
+        type=Path,
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='metrics that tools/test.py --out has written',
+    )
     action = parser.add_mutually_exclusive_group()
-    action.add_argument('--check', action='store_true',
-                        help='fail where a model differs from its paper or a page is out of date')
+    action.add_argument(
+        '--check',
+        action='store_true',
+        help='fail where a model differs from its paper or a page is out of date',
+    )
     action.add_argument('--write', action='store_true', help='bring the pages up to date')
     return parser.parse_args()
 
@@ -166,9 +203,14 @@ def main() -> None:
         for path, text in pages(results):
             path.write_text(text)
     elif args.check:
-        problems = [*differences(), *(
-            f'{path.relative_to(ROOT)} is out of date: run tools/analysis_tools/tables.py --write'
-            for path, text in pages(results) if not path.exists() or text != path.read_text())]
+        problems = [
+            *differences(),
+            *(
+                f'{path.relative_to(ROOT)} is out of date: run tools/analysis_tools/tables.py --write'
+                for path, text in pages(results)
+                if not path.exists() or text != path.read_text()
+            ),
+        ]
         sys.exit('\n'.join(problems) or None)
     else:
         for folder in FOLDERS:

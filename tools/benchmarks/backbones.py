@@ -62,19 +62,20 @@ CASES = {
     'SOFT-Norm-Tiny, exact solve': Case(dict(NEWTON, solver='ridge'), baseline=SOFT_REFERENCE),
     'SOFT-Norm-Tiny, 49 landmarks': Case(dict(NEWTON, num_landmarks=49), baseline=SOFT_REFERENCE),
     INLINE_REFERENCE: Case(dict(type='soft_mm.InLinePVT', arch='tiny'), kernel='reference'),
-    'InLine-PVT-Tiny': Case(dict(type='soft_mm.InLinePVT', arch='tiny'),
-                            baseline=INLINE_REFERENCE),
+    'InLine-PVT-Tiny': Case(dict(type='soft_mm.InLinePVT', arch='tiny'), baseline=INLINE_REFERENCE),
     'InLine-Swin-T': Case(dict(type='soft_mm.InLineSwin', arch='tiny')),
     PVT_TINY: Case(dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2]), 'mmdet'),
-    'PVTv2-B1': Case(dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64,
-                          num_layers=[2, 2, 2, 2]), 'mmdet'),
+    'PVTv2-B1': Case(
+        dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]),
+        'mmdet',
+    ),
     'Swin-T': Case(dict(type='mmdet.SwinTransformer'), 'mmdet'),
     'ResNet-50': Case(dict(type='mmdet.ResNet', depth=50), 'mmdet'),
     'ConvNeXt-T': Case(dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), 'mmpretrain'),
 }
 MODES = ('forward', 'training step')
-MORE_UNTIL = 3000.  # milliseconds that the runs of a case take at least
-LONG = 1000.  # milliseconds from which on a case has one turn
+MORE_UNTIL = 3000.0  # milliseconds that the runs of a case take at least
+LONG = 1000.0  # milliseconds from which on a case has one turn
 AGREE = 1e-2  # of the largest value of a map, to the reference way
 
 
@@ -86,7 +87,7 @@ class Measured:
     size: tuple[int, int]
     mode: str
     times: list[float] = field(default_factory=list)
-    memory: float = 0.
+    memory: float = 0.0
     difference: float | None = None
 
     @property
@@ -139,15 +140,23 @@ def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> flo
     """The largest, of all maps, to the reference way with the same options, relative."""
     kernel.FROM_ENVIRONMENT = 'reference'
     with torch.no_grad():
-        return max(((m - r).abs().max() / r.abs().max()).item()
-                   for m, r in zip(maps, model(image), strict=True))
+        return max(
+            ((m - r).abs().max() / r.abs().max()).item()
+            for m, r in zip(maps, model(image), strict=True)
+        )
 
 
 def run_all(args: argparse.Namespace) -> list[Measured]:
     """All cases, for each size and mode."""
-    cases = {size: [name for name, case in CASES.items() if size[0] * size[1] <= case.up_to
-                    and (not args.only or any(part in name for part in args.only))]
-             for size in args.sizes}
+    cases = {
+        size: [
+            name
+            for name, case in CASES.items()
+            if size[0] * size[1] <= case.up_to
+            and (not args.only or any(part in name for part in args.only))
+        ]
+        for size in args.sizes
+    }
     results = []
     with progress(args.quiet) as bar:
         total = len(args.modes) * sum(map(len, cases.values()))
@@ -176,16 +185,32 @@ def run_all(args: argparse.Namespace) -> list[Measured]:
 def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespace) -> Measured:
     """In a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, '--case', name, '--sizes', f'{size[0]}x{size[1]}',
-         '--modes', mode, '--device', args.device, '--repeats', str(args.repeats)],
+        [
+            sys.executable,
+            __file__,
+            '--case',
+            name,
+            '--sizes',
+            f'{size[0]}x{size[1]}',
+            '--modes',
+            mode,
+            '--device',
+            args.device,
+            '--repeats',
+            str(args.repeats),
+        ],
         env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel or ''},
-        capture_output=True, text=True)
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
     result = Measured(**json.loads(done.stdout.splitlines()[-1]))
     if result.difference is not None and not result.difference <= AGREE:
-        raise SystemExit(f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
-                         'of the reference way; its speed means nothing')
+        raise SystemExit(
+            f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
+            'of the reference way; its speed means nothing'
+        )
     return result
 
 
@@ -194,24 +219,33 @@ def tables(results: list[Measured]) -> str:
     found = {(r.case, tuple(r.size), r.mode): r for r in results}
     lines = []
     for size, mode in dict.fromkeys((tuple(r.size), r.mode) for r in results):
-        lines += [f'\n**{size[0]}×{size[1]}, {mode}**\n',
-                  '| backbone | time (ms) | fastest–slowest | memory (MiB) | time: PVT-Tiny = 1 | '
-                  'memory: PVT-Tiny = 1 | time: reference = 1 | difference to reference |',
-                  '|---' * 8 + '|']
+        lines += [
+            f'\n**{size[0]}×{size[1]}, {mode}**\n',
+            '| backbone | time (ms) | fastest–slowest | memory (MiB) | time: PVT-Tiny = 1 | '
+            'memory: PVT-Tiny = 1 | time: reference = 1 | difference to reference |',
+            '|---' * 8 + '|',
+        ]
         for r in results:
             if (tuple(r.size), r.mode) != (size, mode):
                 continue
             pvt = found.get((PVT_TINY, size, mode))
             reference = found.get((CASES[r.case].baseline, size, mode))
-            cells = [r.case, f'{r.time:.0f}', f'{min(r.times):.0f}–{max(r.times):.0f}',
-                     f'{r.memory:.0f}',
-                     f'{r.time / pvt.time:.2f}' if pvt else '–',
-                     f'{r.memory / pvt.memory:.2f}' if pvt else '–',
-                     f'{r.time / reference.time:.3f}' if reference else '–',
-                     '–' if r.difference is None else f'{r.difference:.0e}']
+            cells = [
+                r.case,
+                f'{r.time:.0f}',
+                f'{min(r.times):.0f}–{max(r.times):.0f}',
+                f'{r.memory:.0f}',
+                f'{r.time / pvt.time:.2f}' if pvt else '–',
+                f'{r.memory / pvt.memory:.2f}' if pvt else '–',
+                f'{r.time / reference.time:.3f}' if reference else '–',
+                '–' if r.difference is None else f'{r.difference:.0e}',
+            ]
             lines.append(f'| {" | ".join(cells)} |')
-    lines += ['\n**Exponents against the number of tokens**, from 512×512\n',
-              '| backbone | mode | time | memory |', '|---' * 4 + '|']
+    lines += [
+        '\n**Exponents against the number of tokens**, from 512×512\n',
+        '| backbone | mode | time | memory |',
+        '|---' * 4 + '|',
+    ]
     for case, mode in dict.fromkeys((r.case, r.mode) for r in results):
         points = series(results, case, mode)
         if len(points) > 1:
@@ -222,8 +256,7 @@ def tables(results: list[Measured]) -> str:
 
 def series(results: list[Measured], case: str, mode: str) -> list[Measured]:
     """Of one case, from 512×512 on."""
-    return [r for r in results
-            if (r.case, r.mode) == (case, mode) and r.tokens >= 512 * 512 / 16]
+    return [r for r in results if (r.case, r.mode) == (case, mode) and r.tokens >= 512 * 512 / 16]
 
 
 def exponent(points: list[Measured], value: str) -> float:
@@ -244,10 +277,19 @@ def plot(results: list[Measured], path: Path) -> None:
                 points = [r for r in results if (r.case, r.mode) == (case, mode)]
                 fitted = series(results, case, mode)
                 slope = f' ({exponent(fitted, value):.2f})' if len(fitted) > 1 else ''
-                axis.plot([r.tokens for r in points], [getattr(r, value) for r in points],
-                          marker='o', label=case + slope)
-            axis.set(xscale='log', yscale='log', title=mode, xlabel='tokens of the first stage',
-                     ylabel=label)
+                axis.plot(
+                    [r.tokens for r in points],
+                    [getattr(r, value) for r in points],
+                    marker='o',
+                    label=case + slope,
+                )
+            axis.set(
+                xscale='log',
+                yscale='log',
+                title=mode,
+                xlabel='tokens of the first stage',
+                ylabel=label,
+            )
             axis.legend(fontsize=7)
     plt.tight_layout()
     plt.savefig(path, dpi=100)
@@ -255,18 +297,30 @@ def plot(results: list[Measured], path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--device', choices=['cpu', 'cuda'],
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--sizes', type=size_of, nargs='+', metavar='HxW', default=[
-        (224, 224), (512, 512), (800, 1344), (1344, 1344)])
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
+    parser.add_argument(
+        '--sizes',
+        type=size_of,
+        nargs='+',
+        metavar='HxW',
+        default=[(224, 224), (512, 512), (800, 1344), (1344, 1344)],
+    )
     parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
     parser.add_argument('--only', nargs='+', metavar='PART', help='cases with this in their name')
-    parser.add_argument('--repeats', type=int, default=3,
-                        help='runs in a turn of a case, and more until they take 3 seconds')
-    parser.add_argument('--turns', type=int, default=2,
-                        help='of each case whose step takes less than a second')
-    parser.add_argument('--out', type=Path, help='write FILE.md, FILE.json and FILE.png',
-                        metavar='FILE')
+    parser.add_argument(
+        '--repeats',
+        type=int,
+        default=3,
+        help='runs in a turn of a case, and more until they take 3 seconds',
+    )
+    parser.add_argument(
+        '--turns', type=int, default=2, help='of each case whose step takes less than a second'
+    )
+    parser.add_argument(
+        '--out', type=Path, help='write FILE.md, FILE.json and FILE.png', metavar='FILE'
+    )
     add_quiet(parser)
     parser.add_argument('--case', choices=list(CASES), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -275,8 +329,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.case:
-        print(json.dumps(measure(args.case, args.sizes[0], args.modes[0], args.device,
-                                 args.repeats)))
+        print(
+            json.dumps(measure(args.case, args.sizes[0], args.modes[0], args.device, args.repeats))
+        )
         return
     results = run_all(args)
     conditions = f'{machine(args.device)}, fp32, batch 1'

@@ -63,8 +63,11 @@ def report(conditions: str, table: str, results: list, out: Path | None) -> None
     print(text)
     if out:
         out.with_suffix('.md').write_text(text)
-        out.with_suffix('.json').write_text(json.dumps(
-            dict(machine=conditions, results=[vars(result) for result in results]), indent=1))
+        out.with_suffix('.json').write_text(
+            json.dumps(
+                dict(machine=conditions, results=[vars(result) for result in results]), indent=1
+            )
+        )
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -38,7 +38,7 @@ from soft_mm.utils import add_quiet, progress
 REFERENCE = 'reference'
 HEADS, RATIOS, WIDTH = (2, 4, 10), (8, 4, 2), 32
 MODES = ('forward', 'training step')
-MORE_UNTIL = 300.  # milliseconds that the runs of a way take at least
+MORE_UNTIL = 300.0  # milliseconds that the runs of a way take at least
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -54,8 +54,7 @@ class Stage:
     @classmethod
     def of(cls, index: int, size: tuple[int, int], batch: int) -> 'Stage':
         hw = tuple(side // (4 << index) for side in size)
-        return cls(batch, HEADS[index], hw,
-                   (hw[0] // RATIOS[index]) * (hw[1] // RATIOS[index]))
+        return cls(batch, HEADS[index], hw, (hw[0] // RATIOS[index]) * (hw[1] // RATIOS[index]))
 
     @property
     def tokens(self) -> int:
@@ -120,14 +119,17 @@ class Op:
 
 def _kernel_work(s: Stage) -> tuple[int, ...]:
     matrix, tokens = s.tokens * s.landmarks, (s.tokens + s.landmarks) * WIDTH
-    return tuple(s.matrices * n for n in (
-        tokens + matrix, 2 * matrix * WIDTH, 2 * tokens + 2 * matrix, 4 * matrix * WIDTH))
+    return tuple(
+        s.matrices * n
+        for n in (tokens + matrix, 2 * matrix * WIDTH, 2 * tokens + 2 * matrix, 4 * matrix * WIDTH)
+    )
 
 
 def _product_work(s: Stage) -> tuple[int, ...]:
     matrix, tokens = s.tokens * s.landmarks, (s.tokens + s.landmarks) * WIDTH
-    return tuple(s.matrices * n for n in (
-        2 * tokens, 4 * matrix * WIDTH, 4 * tokens, 10 * matrix * WIDTH))
+    return tuple(
+        s.matrices * n for n in (2 * tokens, 4 * matrix * WIDTH, 4 * tokens, 10 * matrix * WIDTH)
+    )
 
 
 def _attention_work(s: Stage) -> tuple[int, ...]:
@@ -148,28 +150,41 @@ OPS = {
         lambda s: [s.q(), s.marks()],
         lambda s, *x: plain_kernel(*x),
         lambda s, way, *x: gaussian_kernel(*x, way),
-        ('torch', 'cuda'), _kernel_work),
+        ('torch', 'cuda'),
+        _kernel_work,
+    ),
     'gaussian_product': Op(
         lambda s: [s.marks(), s.q(), s.v()],
         lambda s, *x: plain_product(*x),
         lambda s, way, *x: gaussian_product(*x, way),
-        ('torch', 'triton'), _product_work),
+        ('torch', 'triton'),
+        _product_work,
+    ),
     'nystrom_attention': Op(
         lambda s: [s.q(), s.v(), s.marks()],
         lambda s, *x: nystrom_attention(*x, sym_norm=True, kernel=REFERENCE),
         lambda s, way, *x: nystrom_attention(*x, sym_norm=True, kernel=way),
-        ('torch', 'cuda', 'triton'), _attention_work),
+        ('torch', 'cuda', 'triton'),
+        _attention_work,
+    ),
     'newton_inverse': Op(
         lambda s: [landmark_matrix(s)],
         lambda s, p: plain_inverse(p.float(), scale(p.float())),
         lambda s, way, p: newton_inverse(p, scale(p), 20, way == 'triton', way),
-        ('torch', 'triton'), _inverse_work, lambda s: s.landmarks <= 64),
+        ('torch', 'triton'),
+        _inverse_work,
+        lambda s: s.landmarks <= 64,
+    ),
     'dynamic_conv': Op(
-        lambda s: [torch.randn(s.batch, s.tokens, s.heads * WIDTH),
-                   torch.randn(s.batch, s.heads * WIDTH, 3, 3)],
+        lambda s: [
+            torch.randn(s.batch, s.tokens, s.heads * WIDTH),
+            torch.randn(s.batch, s.heads * WIDTH, 3, 3),
+        ],
         lambda s, v, f: shifted_conv(v, f, s.hw),
         lambda s, way, v, f: dynamic_conv(v, f, s.hw, kernel=way),
-        ('torch', 'cuda', 'triton'), _conv_work),
+        ('torch', 'cuda', 'triton'),
+        _conv_work,
+    ),
 }
 
 
@@ -184,10 +199,10 @@ class Measured:
     mode: str
     way: str
     times: list[float] = field(default_factory=list)
-    memory: float = 0.
+    memory: float = 0.0
     difference: float | None = None
-    of_copy: float = 0.
-    of_matmul: float = 0.
+    of_copy: float = 0.0
+    of_matmul: float = 0.0
 
     @property
     def time(self) -> float:
@@ -197,10 +212,15 @@ class Measured:
 def ways_of(name: str, stage: Stage, device: str) -> dict[str, Callable]:
     """Those that this machine has."""
     op = OPS[name]
-    can = {'torch': True, 'triton': HAS_TRITON and device == 'cuda' or INTERPRETED,
-           'cuda': missing(device) is None and (name, device) != ('dynamic_conv', 'cuda')}
-    ways = {REFERENCE: lambda *x: op.reference(stage, *x),
-            'torch.compile': torch.compile(lambda *x: op.reference(stage, *x), dynamic=False)}
+    can = {
+        'torch': True,
+        'triton': HAS_TRITON and device == 'cuda' or INTERPRETED,
+        'cuda': missing(device) is None and (name, device) != ('dynamic_conv', 'cuda'),
+    }
+    ways = {
+        REFERENCE: lambda *x: op.reference(stage, *x),
+        'torch.compile': torch.compile(lambda *x: op.reference(stage, *x), dynamic=False),
+    }
     ways |= {way: lambda *x, way=way: op.ours(stage, way, *x) for way in op.kernels if can[way]}
     if name == 'nystrom_attention':
         ways['softmax attention'] = lambda q, v, _: F.scaled_dot_product_attention(q, q, v)
@@ -212,16 +232,19 @@ def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
     long = torch.empty(2**28 if device == 'cuda' else 2**25, dtype=dtype, device=device)
     other, side = torch.ones_like(long), 8192 if device == 'cuda' else 2048
     square = torch.randn(side, side, dtype=dtype, device=device)
-    return (2 * long.numel() / fastest(lambda: long.copy_(other), device),
-            2 * side**3 / fastest(lambda: square @ square, device))
+    return (
+        2 * long.numel() / fastest(lambda: long.copy_(other), device),
+        2 * side**3 / fastest(lambda: square @ square, device),
+    )
 
 
 def fastest(step: Callable, device: str) -> float:
     return min(milliseconds(step, device) for _ in range(10))
 
 
-def measure(name: str, stage: Stage, device: str, dtype: torch.dtype,
-            speed: tuple[float, float]) -> list[dict]:
+def measure(
+    name: str, stage: Stage, device: str, dtype: torch.dtype, speed: tuple[float, float]
+) -> list[dict]:
     """Every way of an op at a stage, in each mode."""
     torch.manual_seed(0)
     inputs = [x.to(device, dtype).requires_grad_() for x in OPS[name].inputs(stage)]
@@ -244,47 +267,79 @@ def measure(name: str, stage: Stage, device: str, dtype: torch.dtype,
             if way != 'softmax attention':
                 difference = ((out - expected).abs().max() / expected.abs().max()).item()
                 if not difference <= AGREE[dtype]:
-                    raise SystemExit(f'{name} of {stage}: the output of {way!r} differs by '
-                                     f"{difference:.1e} from the reference's; its speed means "
-                                     'nothing')
+                    raise SystemExit(
+                        f'{name} of {stage}: the output of {way!r} differs by '
+                        f"{difference:.1e} from the reference's; its speed means "
+                        'nothing'
+                    )
             del out
             memory, times = peak_memory(step, device), []
             while len(times) < 3 or sum(times) < MORE_UNTIL:
                 times.append(milliseconds(step, device))
             time = statistics.median(times)
-            results.append(dict(mode=mode, way=way, times=times, memory=memory,
-                                difference=difference, of_copy=numbers / time / speed[0],
-                                of_matmul=flops / time / speed[1]))
+            results.append(
+                dict(
+                    mode=mode,
+                    way=way,
+                    times=times,
+                    memory=memory,
+                    difference=difference,
+                    of_copy=numbers / time / speed[0],
+                    of_matmul=flops / time / speed[1],
+                )
+            )
     return results
 
 
 def table(results: list[Measured]) -> str:
     """Markdown."""
     found = {(r.op, r.size, r.stage, r.mode, r.way): r.time for r in results}
-    lines = ['| op | image | stage | B, h, N, m | mode | way | time (ms) | fastest–slowest | '
-             'time: reference = 1 | memory (MiB) | of copy bandwidth | of matmul rate | '
-             'difference |', '|---' * 13 + '|']
+    lines = [
+        '| op | image | stage | B, h, N, m | mode | way | time (ms) | fastest–slowest | '
+        'time: reference = 1 | memory (MiB) | of copy bandwidth | of matmul rate | '
+        'difference |',
+        '|---' * 13 + '|',
+    ]
     for r in results:
         reference = found[r.op, r.size, r.stage, r.mode, REFERENCE]
-        cells = [r.op, f'{r.size[0]}×{r.size[1]}', r.stage, ', '.join(map(str, r.shape)), r.mode,
-                 r.way, f'{r.time:.3g}', f'{min(r.times):.3g}–{max(r.times):.3g}',
-                 f'{r.time / reference:.2f}', f'{r.memory:.0f}', f'{r.of_copy:.0%}',
-                 f'{r.of_matmul:.0%}', '–' if r.difference is None else f'{r.difference:.0e}']
+        cells = [
+            r.op,
+            f'{r.size[0]}×{r.size[1]}',
+            r.stage,
+            ', '.join(map(str, r.shape)),
+            r.mode,
+            r.way,
+            f'{r.time:.3g}',
+            f'{min(r.times):.3g}–{max(r.times):.3g}',
+            f'{r.time / reference:.2f}',
+            f'{r.memory:.0f}',
+            f'{r.of_copy:.0%}',
+            f'{r.of_matmul:.0%}',
+            '–' if r.difference is None else f'{r.difference:.0e}',
+        ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--device', choices=['cpu', 'cuda'],
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', choices=[str(d).split('.')[1] for d in AGREE],
-                        default='float32')
-    parser.add_argument('--sizes', type=size_of, nargs='+', metavar='HxW',
-                        default=[(224, 224), (512, 512), (800, 1344)])
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
+    parser.add_argument('--dtype', choices=[str(d).split('.')[1] for d in AGREE], default='float32')
+    parser.add_argument(
+        '--sizes',
+        type=size_of,
+        nargs='+',
+        metavar='HxW',
+        default=[(224, 224), (512, 512), (800, 1344)],
+    )
     parser.add_argument('--stages', type=int, nargs='+', choices=[1, 2, 3], default=[1, 2, 3])
-    parser.add_argument('--batch', type=int, help='images; by default as many as make 128 of '
-                        '224×224 on a GPU, and 1 on a CPU')
+    parser.add_argument(
+        '--batch',
+        type=int,
+        help='images; by default as many as make 128 of 224×224 on a GPU, and 1 on a CPU',
+    )
     parser.add_argument('--only', nargs='+', choices=list(OPS), default=list(OPS))
     parser.add_argument('--out', type=Path, help='write FILE.md and FILE.json', metavar='FILE')
     add_quiet(parser)
@@ -304,11 +359,15 @@ def main() -> None:
                 continue
             torch.compiler.reset()
             shape = stage.batch, stage.heads, stage.tokens, stage.landmarks
-            results += [Measured(name, size, index, shape, **found)
-                        for found in measure(name, stage, args.device, dtype, speed)]
-    conditions = (f'{machine(args.device)}, {args.dtype}; copy '
-                  f'{speed[0] * dtype.itemsize / 1e6:.3g} GB/s, matrix product '
-                  f'{speed[1] / 1e9:.3g} TFLOP/s')
+            results += [
+                Measured(name, size, index, shape, **found)
+                for found in measure(name, stage, args.device, dtype, speed)
+            ]
+    conditions = (
+        f'{machine(args.device)}, {args.dtype}; copy '
+        f'{speed[0] * dtype.itemsize / 1e6:.3g} GB/s, matrix product '
+        f'{speed[1] / 1e9:.3g} TFLOP/s'
+    )
     report(conditions, table(results), results, args.out)
 
 

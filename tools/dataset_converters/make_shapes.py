@@ -3,6 +3,7 @@
 Each class has its shape and its texture; size, place, rotation and colours are random.
 The set is a function of the arguments alone: two runs give the same files.
 """
+
 import argparse
 import json
 import math
@@ -120,14 +121,21 @@ def write_split(root, split, count, size, seed, bar):
         images.append(dict(id=index, file_name=file_name, width=size, height=size))
         for label, visible in shapes:
             rle = mask_utils.encode(np.asfortranarray(visible, np.uint8))
-            annotations.append(dict(
-                id=len(annotations) + 1,  # from 1: COCOeval reads 0 as "no match"
-                image_id=index, category_id=label + 1, iscrowd=0,
-                bbox=mask_utils.toBbox(rle).tolist(), area=int(visible.sum()),
-                segmentation=dict(size=[size, size], counts=rle['counts'].decode())))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,  # from 1: COCOeval reads 0 as "no match"
+                    image_id=index,
+                    category_id=label + 1,
+                    iscrowd=0,
+                    bbox=mask_utils.toBbox(rle).tolist(),
+                    area=int(visible.sum()),
+                    segmentation=dict(size=[size, size], counts=rle['counts'].decode()),
+                )
+            )
     categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
     (root / 'annotations' / f'instances_{split}.json').write_text(
-        json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+        json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    )
     return len(annotations)
 
 
@@ -136,17 +144,25 @@ def check_existing(out_dir, wanted):
     try:
         made = dict(json.loads((out_dir / 'meta.json').read_text()))
     except (OSError, TypeError, ValueError):
-        sys.exit(f'error: {out_dir} exists and has no meta.json of this command; '
-                 'remove it or choose another folder')
-    differing = [f'--{key} {made.get(key)} (now {value})'
-                 for key, value in wanted.items() if made.get(key) != value]
+        sys.exit(
+            f'error: {out_dir} exists and has no meta.json of this command; '
+            'remove it or choose another folder'
+        )
+    differing = [
+        f'--{key} {made.get(key)} (now {value})'
+        for key, value in wanted.items()
+        if made.get(key) != value
+    ]
     if differing:
-        sys.exit(f'error: {out_dir} was made with {", ".join(differing)}; '
-                 'remove it or choose another folder')
+        sys.exit(
+            f'error: {out_dir} was made with {", ".join(differing)}; '
+            'remove it or choose another folder'
+        )
 
 
 def integer_from(low):
     """Argument type: an integer of at least `low`."""
+
     def parse(text):
         try:
             value = int(text)
@@ -155,20 +171,27 @@ def integer_from(low):
         if value is None or value < low:
             raise argparse.ArgumentTypeError(f'got {text!r}, allowed is an integer >= {low}')
         return value
+
     return parse
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('out_dir', metavar='OUT_DIR', type=Path, help='folder to make')
     for name, low, default, text in (
-            ('train', 1, 600, 'number of training images'),
-            ('val', 0, 100, 'number of validation images'),
-            ('size', 64, 128, 'side of the square images in pixels'),
-            ('seed', 0, 0, 'seed of the random numbers')):
-        parser.add_argument(f'--{name}', type=integer_from(low), default=default,
-                            help=f'{text} (>= {low}, default: {default})')
+        ('train', 1, 600, 'number of training images'),
+        ('val', 0, 100, 'number of validation images'),
+        ('size', 64, 128, 'side of the square images in pixels'),
+        ('seed', 0, 0, 'seed of the random numbers'),
+    ):
+        parser.add_argument(
+            f'--{name}',
+            type=integer_from(low),
+            default=default,
+            help=f'{text} (>= {low}, default: {default})',
+        )
     add_quiet(parser)
     wanted = vars(parser.parse_args())
     quiet = wanted.pop('quiet')
@@ -181,17 +204,23 @@ def main():
         return
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its final place and renamed at the end: OUT_DIR is either whole or absent.
-    with (progress(quiet) as bar,
-          tempfile.TemporaryDirectory(prefix=f'.{out_dir.name}.', dir=out_dir.parent) as scratch):
+    with (
+        progress(quiet) as bar,
+        tempfile.TemporaryDirectory(prefix=f'.{out_dir.name}.', dir=out_dir.parent) as scratch,
+    ):
         root = Path(scratch) / out_dir.name
         (root / 'annotations').mkdir(parents=True)
-        total = sum(write_split(root, split, wanted[split], wanted['size'], wanted['seed'], bar)
-                    for split in SPLITS)
+        total = sum(
+            write_split(root, split, wanted[split], wanted['size'], wanted['seed'], bar)
+            for split in SPLITS
+        )
         (root / 'meta.json').write_text(json.dumps(wanted))
         root.rename(out_dir)
     if not quiet:
-        print(f'Wrote {wanted["train"]} train and {wanted["val"]} val images with {total} shapes '
-              f'to {out_dir}')
+        print(
+            f'Wrote {wanted["train"]} train and {wanted["val"]} val images with {total} shapes '
+            f'to {out_dir}'
+        )
 
 
 if __name__ == '__main__':

@@ -37,9 +37,11 @@ def logits_of(classifier: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def predictions_of(detector: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    return {f'{name}{i}': out
-            for name, outs in zip(('cls_scores', 'bbox_preds'), detector(image), strict=True)
-            for i, out in enumerate(outs)}
+    return {
+        f'{name}{i}': out
+        for name, outs in zip(('cls_scores', 'bbox_preds'), detector(image), strict=True)
+        for i, out in enumerate(outs)
+    }
 
 
 NETWORKS = {'ImageClassifier': logits_of, 'RetinaNet': predictions_of}
@@ -48,8 +50,9 @@ NETWORKS = {'ImageClassifier': logits_of, 'RetinaNet': predictions_of}
 class Exported(nn.Module):
     """A model as a function of an image ``(1, 3, H, W)``, with a name for each output."""
 
-    def __init__(self, model: nn.Module,
-                 outputs: Callable[[nn.Module, Tensor], dict[str, Tensor]]) -> None:
+    def __init__(
+        self, model: nn.Module, outputs: Callable[[nn.Module, Tensor], dict[str, Tensor]]
+    ) -> None:
         super().__init__()
         self.model = model
         self.outputs = outputs
@@ -62,8 +65,9 @@ def image_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     size = tuple(map(int, match.groups())) if match else (0, 0)
     if min(size) < SMALLEST:
-        raise argparse.ArgumentTypeError(f'{text!r} must be HxW, such as 224x288, of sides of at '
-                                         f'least {SMALLEST}')
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be HxW, such as 224x288, of sides of at least {SMALLEST}'
+        )
     return size
 
 
@@ -83,13 +87,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('out', type=onnx_file, help='file to write; ends in .onnx')
     parser.add_argument('--checkpoint', type=Path, help='weights; without it they are random')
-    parser.add_argument('--part', choices=['backbone', 'network'], default='network',
-                        help='network (default): up to the logits, or to the scores and boxes of '
-                        'every anchor')
-    parser.add_argument('--size', type=image_size, default=(224, 288), metavar='HxW',
-                        help='image to trace; it and two others are checked; default 224x288')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
-                        metavar='KEY=VALUE', help='settings that override the config')
+    parser.add_argument(
+        '--part',
+        choices=['backbone', 'network'],
+        default='network',
+        help='network (default): up to the logits, or to the scores and boxes of every anchor',
+    )
+    parser.add_argument(
+        '--size',
+        type=image_size,
+        default=(224, 288),
+        metavar='HxW',
+        help='image to trace; it and two others are checked; default 224x288',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that override the config',
+    )
     add_quiet(parser)
     return parser.parse_args()
 
@@ -111,23 +129,29 @@ def build(args: argparse.Namespace) -> Exported:
         load(model, args.checkpoint)
     name = type(model).__name__
     if args.part == 'network' and name not in NETWORKS:
-        raise ValueError(f'--part network takes {" and ".join(NETWORKS)}, got {name}; --part '
-                         'backbone takes it')
+        raise ValueError(
+            f'--part network takes {" and ".join(NETWORKS)}, got {name}; --part backbone takes it'
+        )
     if any(isinstance(m, Landmarks) and m.mode == 'random' for m in model.modules()):
-        raise ValueError("landmarks='random' draws others in every call, which no file can be "
-                         "checked for; 'conv' and 'avg_pool' can be exported")
+        raise ValueError(
+            "landmarks='random' draws others in every call, which no file can be "
+            "checked for; 'conv' and 'avg_pool' can be exported"
+        )
     if has_windows(model) and any(side % STEP for side in args.size):
-        raise ValueError(f'{type(model.backbone).__name__} attends in windows or stripes and is '
-                         f'exported for sides that are multiples of {STEP}, got --size '
-                         f'{args.size[0]}x{args.size[1]}')
+        raise ValueError(
+            f'{type(model.backbone).__name__} attends in windows or stripes and is '
+            f'exported for sides that are multiples of {STEP}, got --size '
+            f'{args.size[0]}x{args.size[1]}'
+        )
     if args.part == 'backbone':
         return Exported(model.backbone, maps_of).eval()
     return Exported(model, NETWORKS[name]).eval()
 
 
 def has_windows(model: nn.Module) -> bool:
-    return any(getattr(m, 'window_size', None) or getattr(m, 'stripe_size', None)
-               for m in model.modules())
+    return any(
+        getattr(m, 'window_size', None) or getattr(m, 'stripe_size', None) for m in model.modules()
+    )
 
 
 def load(model: nn.Module, path: Path) -> None:
@@ -143,12 +167,19 @@ def load(model: nn.Module, path: Path) -> None:
 def trace(part: Exported, size: tuple[int, int]) -> torch.onnx.ONNXProgram:
     windows = has_windows(part)
     image = random_image(SEVERAL_WINDOWS if windows else size)
-    sides = [(STEP if windows else 1) * torch.export.Dim(name, min=2)
-             for name in ('height', 'width')]
+    sides = [
+        (STEP if windows else 1) * torch.export.Dim(name, min=2) for name in ('height', 'width')
+    ]
     return torch.onnx.export(
-        part, (image, ), dynamo=True, opset_version=OPSET, input_names=['image'],
-        output_names=list(part(image)), verbose=False,
-        dynamic_shapes=[{2: sides[0], 3: sides[1]}])
+        part,
+        (image,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=['image'],
+        output_names=list(part(image)),
+        verbose=False,
+        dynamic_shapes=[{2: sides[0], 3: sides[1]}],
+    )
 
 
 def random_image(size: tuple[int, int]) -> Tensor:
@@ -158,11 +189,12 @@ def random_image(size: tuple[int, int]) -> Tensor:
 def check_operators(path: Path) -> None:
     """Raise ValueError where a runtime would need more than ONNX's own operators."""
     import onnx
+
     model = onnx.load(path)
     onnx.checker.check_model(model)
     foreign = {f'{node.domain}::{node.op_type}' for node in model.graph.node if node.domain}
     if foreign or model.functions:
-        raise ValueError(f'the graph has operators that are not ONNX\'s own: {sorted(foreign)}')
+        raise ValueError(f"the graph has operators that are not ONNX's own: {sorted(foreign)}")
 
 
 def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> Iterator[str]:
@@ -172,6 +204,7 @@ def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> Iterator
         ValueError: where ONNX Runtime's outputs differ from PyTorch's.
     """
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
@@ -180,16 +213,20 @@ def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> Iterator
     for size in (height, width), (width + more, height), (2 * height - more, width + STEP):
         image = random_image(size)
         theirs = session.run(None, dict(image=image.numpy()))
-        difference = 0.
+        difference = 0.0
         for (name, ours), out in zip(part(image).items(), theirs, strict=True):
             out = torch.from_numpy(out)
             if out.shape != ours.shape:
-                raise ValueError(f'{name} at {size}: ONNX Runtime gives {tuple(out.shape)}, '
-                                 f'PyTorch {tuple(ours.shape)}')
+                raise ValueError(
+                    f'{name} at {size}: ONNX Runtime gives {tuple(out.shape)}, '
+                    f'PyTorch {tuple(ours.shape)}'
+                )
             difference = max(difference, ((out - ours).abs().max() / ours.abs().max()).item())
             if not difference < AGREE:
-                raise ValueError(f'{name} at {size}: ONNX Runtime differs from PyTorch by '
-                                 f'{difference:.1e} of the largest value, over {AGREE}')
+                raise ValueError(
+                    f'{name} at {size}: ONNX Runtime differs from PyTorch by '
+                    f'{difference:.1e} of the largest value, over {AGREE}'
+                )
         yield f'{size[0]}x{size[1]}: agrees with PyTorch to {difference:.1e} of the largest value'
 
 
@@ -211,12 +248,15 @@ def main() -> None:
                 if not args.quiet:
                     print(found, flush=True)
     except (ValueError, OSError) as error:
-        raise SystemExit(f'export_onnx.py: error: {args.config}: {error}\n'
-                         f'nothing is written to {args.out}') from None
+        raise SystemExit(
+            f'export_onnx.py: error: {args.config}: {error}\nnothing is written to {args.out}'
+        ) from None
     if not args.quiet:
-        print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, outputs '
-              f'{", ".join(part(random_image(args.size)))}'
-              + ('' if args.checkpoint else '; its weights are random: no --checkpoint'))
+        print(
+            f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, outputs '
+            f'{", ".join(part(random_image(args.size)))}'
+            + ('' if args.checkpoint else '; its weights are random: no --checkpoint')
+        )
 
 
 if __name__ == '__main__':

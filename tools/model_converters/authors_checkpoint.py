@@ -20,8 +20,12 @@ State = dict[str, Tensor]
 HARMLESS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 
 
-def run(description: str, containers: tuple[str, ...], ema_container: str,
-        convert: Callable[[State], tuple[State, dict]]) -> None:
+def run(
+    description: str,
+    containers: tuple[str, ...],
+    ema_container: str,
+    convert: Callable[[State], tuple[State, dict]],
+) -> None:
     """The command of a converter: ``SRC DST [--ema] [--trust-pickle] [--quiet]``.
 
     Args:
@@ -34,8 +38,11 @@ def run(description: str, containers: tuple[str, ...], ema_container: str,
     parser.add_argument('src', type=Path, help="the authors' checkpoint")
     parser.add_argument('dst', type=Path, help='file to write, for the ImageNet config')
     parser.add_argument('--ema', action='store_true', help='take the averaged weights')
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='run the code that the file may contain: only for files you trust')
+    parser.add_argument(
+        '--trust-pickle',
+        action='store_true',
+        help='run the code that the file may contain: only for files you trust',
+    )
     add_quiet(parser)
     args = parser.parse_args()
     if args.quiet:
@@ -47,14 +54,17 @@ def run(description: str, containers: tuple[str, ...], ema_container: str,
             raise ValueError(f'{args.dst} is the source; name another file to write')
         with progress(args.quiet) as bar:
             task = bar.add_task('read', total=3)
-            checkpoint = load_checkpoint(args.src, trust_pickle=args.trust_pickle,
-                                         harmless=HARMLESS)
+            checkpoint = load_checkpoint(
+                args.src, trust_pickle=args.trust_pickle, harmless=HARMLESS
+            )
             bar.update(task, advance=1, description='convert')
             state_dict, meta = convert(
-                _state_dict(checkpoint, (ema_container, ) if args.ema else containers))
+                _state_dict(checkpoint, (ema_container,) if args.ema else containers)
+            )
             bar.update(task, advance=1, description='write')
-            save_checkpoint(dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)),
-                            str(args.dst))
+            save_checkpoint(
+                dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)), str(args.dst)
+            )
             bar.update(task, advance=1)
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(1, f'{parser.prog}: error: {args.src}: {error}\n')
@@ -77,8 +87,11 @@ def check(converted: State, model: nn.Module) -> None:
             problems.append(f'wrong shape of {name}: {tuple(converted[name].shape)}, not {shape}')
     if problems:
         more = [f'and {len(problems) - 20} more'] if len(problems) > 20 else []
-        raise ValueError('\n  '.join(
-            ['does not fit the model (the names are those it has here):', *problems[:20], *more]))
+        raise ValueError(
+            '\n  '.join(
+                ['does not fit the model (the names are those it has here):', *problems[:20], *more]
+            )
+        )
 
 
 def shape(state: State, name: str, ndim: int) -> torch.Size:
@@ -122,7 +135,8 @@ def _state_dict(checkpoint: object, containers: tuple[str, ...]) -> State:
     key = next((key for key in containers if key in checkpoint), None)
     state = checkpoint if key is None else checkpoint[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f'has no state dict under {" or ".join(containers)}, only '
-                         f'{list(checkpoint)[:10]}')
+        raise ValueError(
+            f'has no state dict under {" or ".join(containers)}, only {list(checkpoint)[:10]}'
+        )
     prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}

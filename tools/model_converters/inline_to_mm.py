@@ -56,8 +56,10 @@ def convert(state: State) -> tuple[State, dict]:
     """The authors' state dict -> the classifier's, and the model that was read from it."""
     family = next((family for family, mark in MARKS.items() if mark in state), None)
     if family is None:
-        raise ValueError(f'has none of {", ".join(MARKS.values())}: it is not an InLine '
-                         'checkpoint, or not a whole one')
+        raise ValueError(
+            f'has none of {", ".join(MARKS.values())}: it is not an InLine '
+            'checkpoint, or not a whole one'
+        )
     converted = {}
     for name, tensor in join_qkv(state).items():
         if match := re.fullmatch(r'pos_embed([1-4]?)', name):
@@ -81,8 +83,9 @@ def convert(state: State) -> tuple[State, dict]:
         head = nn.ModuleDict(dict(fc=nn.Linear(arch['channels'][-1], num_classes)))
     check(converted, nn.ModuleDict(dict(backbone=backbone, head=head)))
     names = [name for name, known in model.arch_zoo.items() if known == arch]
-    return converted, dict(type=f'soft_mm.{family}', arch=names[0] if names else arch, **sizes,
-                           num_classes=num_classes)
+    return converted, dict(
+        type=f'soft_mm.{family}', arch=names[0] if names else arch, **sizes, num_classes=num_classes
+    )
 
 
 def read_arch(converted: State, example: dict) -> dict[str, tuple[int, ...]]:
@@ -90,9 +93,10 @@ def read_arch(converted: State, example: dict) -> dict[str, tuple[int, ...]]:
     values = {key: [] for key in ('channels', 'depths', 'inline_depths', 'num_heads', 'mlp_ratios')}
     for i in range(len(example['channels'])):
         stage = f'backbone.stages.{i}.blocks'
-        channels, = shape(converted, f'{stage}.0.norm1.weight', 1)
-        filters, bias = (f'{stage}.0.attn.{name}.weight'
-                         for name in ('filters.0', 'relative_position_bias'))
+        (channels,) = shape(converted, f'{stage}.0.norm1.weight', 1)
+        filters, bias = (
+            f'{stage}.0.attn.{name}.weight' for name in ('filters.0', 'relative_position_bias')
+        )
         if filters in converted:
             num_heads = channels // shape(converted, filters, 3)[1]
         elif bias in converted:
@@ -103,8 +107,11 @@ def read_arch(converted: State, example: dict) -> dict[str, tuple[int, ...]]:
         values['num_heads'].append(num_heads)
         values['mlp_ratios'].append(shape(converted, f'{stage}.0.mlp.fc1.weight', 2)[0] // channels)
         for key, mark in (('depths', 'norm1'), ('inline_depths', 'attn.filters.0')):
-            values[key].append(sum(
-                bool(re.fullmatch(rf'{stage}\.\d+\.{mark}\.weight', name)) for name in converted))
+            values[key].append(
+                sum(
+                    bool(re.fullmatch(rf'{stage}\.\d+\.{mark}\.weight', name)) for name in converted
+                )
+            )
     return {key: tuple(values[key]) for key in example}
 
 
@@ -113,8 +120,11 @@ def read_sizes(converted: State, family: str) -> dict[str, int]:
     if family == 'InLineCSwin':
         return {}
     if family == 'InLineSwin':
-        windows = [(tensor.shape[-1] + 1) // 2 for name, tensor in converted.items()
-                   if name.endswith('relative_position_bias.weight')]
+        windows = [
+            (tensor.shape[-1] + 1) // 2
+            for name, tensor in converted.items()
+            if name.endswith('relative_position_bias.weight')
+        ]
         return dict(img_size=32 * windows[-1], window_size=max(windows)) if windows else {}
     table = shape(converted, 'backbone.stages.0.pos_embed.weight', 4)
     return dict(img_size=table[-1] * (16 if family == 'InLineDeiT' else 4))

@@ -58,18 +58,20 @@ def read_arch(state: State) -> dict[str, tuple[int, ...]]:
         channels=channels,
         num_heads=tuple(num_heads),
         depths=tuple(depths),
-        kernel_sizes=tuple(conv[-1] for conv in convs))
+        kernel_sizes=tuple(conv[-1] for conv in convs),
+    )
 
 
 def _rename(name: str) -> str:
     for theirs, ours in BLOCK.items():
         name = name.replace(theirs, ours)
-    name = re.sub(r'^patch_embed([1-4])\.proj', lambda m: f'stages.{int(m[1]) - 1}.patch_embed',
-                  name)
+    name = re.sub(
+        r'^patch_embed([1-4])\.proj', lambda m: f'stages.{int(m[1]) - 1}.patch_embed', name
+    )
     name = re.sub(r'^block([1-4])', lambda m: f'stages.{int(m[1]) - 1}.blocks', name)
     name = re.sub(r'^(norm|cls_token)', r'stages.3.\1', name)
     return re.sub(r'^head\.', 'head.fc.', name) if name.startswith('head.') else f'backbone.{name}'
 
 
 if __name__ == '__main__':
-    run(__doc__, ('state_dict', ), 'state_dict_ema', convert)
+    run(__doc__, ('state_dict',), 'state_dict_ema', convert)

@@ -5,6 +5,7 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[2] = dict(
     type='RandomChoiceResize',
     scales=[(1333, side) for side in range(480, 801, 32)],
-    keep_ratio=True)
+    keep_ratio=True,
+)
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

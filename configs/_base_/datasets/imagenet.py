@@ -13,7 +13,8 @@ train_pipeline = [
         total_level=10,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic')),
+        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
+    ),
     dict(
         type='RandomErasing',
         erase_prob=0.25,
@@ -21,7 +22,8 @@ train_pipeline = [
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
         fill_color=bgr_mean,
-        fill_std=bgr_std),
+        fill_std=bgr_std,
+    ),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
@@ -41,7 +43,9 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='soft_mm.ImageNet', data_root=data_root, split='train', pipeline=train_pipeline))
+        type='soft_mm.ImageNet', data_root=data_root, split='train', pipeline=train_pipeline
+    ),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
@@ -49,7 +53,8 @@ val_dataloader = dict(
     pin_memory=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='soft_mm.ImageNet', data_root=data_root, split='val', pipeline=test_pipeline))
+    dataset=dict(type='soft_mm.ImageNet', data_root=data_root, split='val', pipeline=test_pipeline),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='Accuracy', topk=(1, 5))

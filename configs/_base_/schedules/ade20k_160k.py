@@ -3,16 +3,19 @@
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
     paramwise_cfg=dict(
-        norm_decay_mult=0.,
-        bias_decay_mult=0.,
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
         custom_keys=dict(
-            pos_embed=dict(decay_mult=0.),
-            cls_token=dict(decay_mult=0.),
-            relative_position_bias=dict(decay_mult=0.))))
+            pos_embed=dict(decay_mult=0.0),
+            cls_token=dict(decay_mult=0.0),
+            relative_position_bias=dict(decay_mult=0.0),
+        ),
+    ),
+)
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=1500, end=160000),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=160000),
 ]
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)

@@ -4,6 +4,7 @@ _base_ = './coco_1x.py'
 
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=0.05),
-    paramwise_cfg=dict(custom_keys=dict(relative_position_bias=dict(decay_mult=0.))))
+    paramwise_cfg=dict(custom_keys=dict(relative_position_bias=dict(decay_mult=0.0))),
+)
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = 1000

@@ -7,7 +7,8 @@ param_scheduler[1].eta_min_ratio = 2e-2
 custom_hooks = [
     dict(
         type='EMAHook',
-        momentum=1 - 0.9996**(1024 / 4096),  # of 8 × 128 images
+        momentum=1 - 0.9996 ** (1024 / 4096),  # of 8 × 128 images
         update_buffers=True,
-        priority='ABOVE_NORMAL')
+        priority='ABOVE_NORMAL',
+    )
 ]

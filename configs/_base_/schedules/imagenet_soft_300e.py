@@ -2,11 +2,13 @@
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(
-        norm_decay_mult=0.,
-        bias_decay_mult=0.,
-        flat_decay_mult=0.,
-        custom_keys=dict(pos_embed=dict(decay_mult=0.), cls_token=dict(decay_mult=0.))),
-    clip_grad=dict(max_norm=1.0))
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        flat_decay_mult=0.0,
+        custom_keys=dict(pos_embed=dict(decay_mult=0.0), cls_token=dict(decay_mult=0.0)),
+    ),
+    clip_grad=dict(max_norm=1.0),
+)
 
 param_scheduler = [
     dict(
@@ -14,14 +16,16 @@ param_scheduler = [
         start_factor=1e-3,  # of 1e-3: from 1e-6
         by_epoch=True,
         end=10,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
     dict(
         type='CosineAnnealingLR',
         eta_min=5e-5,
         by_epoch=True,
         begin=10,
         end=300,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]
 
 custom_hooks = [
@@ -29,7 +33,8 @@ custom_hooks = [
         type='EMAHook',
         momentum=4e-5,  # a decay of 0.99996
         update_buffers=True,
-        priority='ABOVE_NORMAL')
+        priority='ABOVE_NORMAL',
+    )
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)

@@ -27,9 +27,14 @@ class Stage(nn.Module):
             activations.
     """
 
-    def __init__(self, patch_embed: nn.Module, blocks: Sequence[nn.Module],
-                 pos_embed: nn.Module | None = None, norm: nn.Module | None = None,
-                 with_cp: bool = False) -> None:
+    def __init__(
+        self,
+        patch_embed: nn.Module,
+        blocks: Sequence[nn.Module],
+        pos_embed: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        with_cp: bool = False,
+    ) -> None:
         super().__init__()
         self.patch_embed = patch_embed
         self.pos_embed = pos_embed or nn.Identity()
@@ -114,22 +119,26 @@ class Backbone(BaseModule):
     arch_zoo: dict[str, dict]
     out_types = ('featmap', 'avg_featmap')  # and 'cls_token', if the last stage has one
 
-    def __init__(self,
-                 arch: str | dict,
-                 depths: Sequence[int] | None = None,
-                 img_size: int | tuple[int, int] = 224,
-                 in_channels: int = 3,
-                 drop_path_rate: float = 0.,
-                 out_indices: int | Sequence[int] | None = None,
-                 out_type: str = 'featmap',
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict | None = None,
-                 **unknown) -> None:
+    def __init__(
+        self,
+        arch: str | dict,
+        depths: Sequence[int] | None = None,
+        img_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        out_indices: int | Sequence[int] | None = None,
+        out_type: str = 'featmap',
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+        **unknown,
+    ) -> None:
         if unknown:
-            raise TypeError(f'{type(self).__name__} has no argument {", ".join(unknown)}; '
-                            f'it has {", ".join(self._arguments())}')
+            raise TypeError(
+                f'{type(self).__name__} has no argument {", ".join(unknown)}; '
+                f'it has {", ".join(self._arguments())}'
+            )
         super().__init__(init_cfg)
         self.arch = self._parse_arch(arch, depths)
         self.img_size = to_2tuple(img_size)
@@ -139,16 +148,18 @@ class Backbone(BaseModule):
             raise ValueError(f'in_channels must be an integer over 0, got {in_channels!r}')
         self.in_channels = in_channels
         if not (isinstance(drop_path_rate, Real) and 0 <= drop_path_rate < 1):
-            raise ValueError('drop_path_rate must be a number from 0 to below 1, '
-                             f'got {drop_path_rate!r}')
+            raise ValueError(
+                f'drop_path_rate must be a number from 0 to below 1, got {drop_path_rate!r}'
+            )
         self.drop_path_rate = drop_path_rate
         self.out_type = out_type
         self.out_indices = self._parse_out_indices(out_indices)
         self.out_channels = [self._map_channels()[i] for i in self.out_indices]
         num_stages = len(self.arch['channels'])
         if frozen_stages not in range(-1, num_stages + 1):
-            raise ValueError(f'frozen_stages must be an integer from -1 to {num_stages}, '
-                             f'got {frozen_stages}')
+            raise ValueError(
+                f'frozen_stages must be an integer from -1 to {num_stages}, got {frozen_stages}'
+            )
         for name, value in ('norm_eval', norm_eval), ('with_cp', with_cp):
             if not isinstance(value, bool):
                 raise ValueError(f'{name} must be True or False, got {value!r}')
@@ -163,10 +174,12 @@ class Backbone(BaseModule):
         Maps ``(B, C, ⌈H/s⌉, ⌈W/s⌉)``, s the stride, for 'featmap', vectors ``(B, C)`` otherwise.
         """
         if x.shape[1] != self.in_channels:
-            raise ValueError(f'{type(self).__name__} takes images of in_channels='
-                             f'{self.in_channels}, got {x.shape[1]} channels')
+            raise ValueError(
+                f'{type(self).__name__} takes images of in_channels='
+                f'{self.in_channels}, got {x.shape[1]} channels'
+            )
         outs = []
-        for i, stage in enumerate(self.stages[:max(self.out_indices) + 1]):
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
             x, cls_token = stage(x)
             if i not in self.out_indices:
                 continue
@@ -205,7 +218,7 @@ class Backbone(BaseModule):
         self._freeze()
 
     def _freeze(self) -> None:
-        frozen = list(self.stages[:max(self.frozen_stages, 0)])
+        frozen = list(self.stages[: max(self.frozen_stages, 0)])
         if self.frozen_stages == 0:
             frozen.append(self.stages[0].patch_embed)
         for module in frozen:
@@ -223,24 +236,33 @@ class Backbone(BaseModule):
     def _arguments(cls) -> list[str]:
         """Names of all arguments, the backbone's own first."""
         own, shared = (list(signature(c.__init__).parameters.values()) for c in (cls, Backbone))
-        return list(dict.fromkeys(parameter.name for parameter in own[1:] + shared[1:]
-                                  if parameter.kind is not Parameter.VAR_KEYWORD))
+        return list(
+            dict.fromkeys(
+                parameter.name
+                for parameter in own[1:] + shared[1:]
+                if parameter.kind is not Parameter.VAR_KEYWORD
+            )
+        )
 
     @classmethod
     def _parse_arch(cls, arch: str | dict, depths: Sequence[int] | None) -> dict:
         if not isinstance(arch, dict):
             if arch not in list(cls.arch_zoo):
-                raise ValueError(f'arch must be one of {list(cls.arch_zoo)} or a dict, '
-                                 f'got {arch!r}')
+                raise ValueError(
+                    f'arch must be one of {list(cls.arch_zoo)} or a dict, got {arch!r}'
+                )
             arch = cls.arch_zoo[arch]
         arch = dict(arch)
         if depths is not None:
             arch['depths'] = depths
         lengths = {key: len(value) for key, value in next(iter(cls.arch_zoo.values())).items()}
         if not all(map(_is_sequence, arch.values())) or lengths != {
-                key: len(value) for key, value in arch.items()}:
-            raise ValueError(f'arch and depths must give a sequence of each of these lengths, '
-                             f'{lengths}, got {arch}')
+            key: len(value) for key, value in arch.items()
+        }:
+            raise ValueError(
+                f'arch and depths must give a sequence of each of these lengths, '
+                f'{lengths}, got {arch}'
+            )
         for key, value in arch.items():
             least = 0 if key.endswith('depths') else 1
             if not _are_integers(value, least):
@@ -249,24 +271,29 @@ class Backbone(BaseModule):
 
     def _parse_out_indices(self, out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
         if self.out_type not in self.out_types:
-            raise ValueError(f'out_type must be one of {list(self.out_types)}, '
-                             f'got {self.out_type!r}')
+            raise ValueError(
+                f'out_type must be one of {list(self.out_types)}, got {self.out_type!r}'
+            )
         number = len(self._map_channels())
         if out_indices is None:
             out_indices = range(number) if self.out_type == 'featmap' else -1
         if isinstance(out_indices, int):
-            out_indices = (out_indices, )
+            out_indices = (out_indices,)
         if not _is_sequence(out_indices) or not out_indices:
-            raise ValueError(f'out_indices must be an integer or a sequence of integers, '
-                             f'got {out_indices!r}')
+            raise ValueError(
+                f'out_indices must be an integer or a sequence of integers, got {out_indices!r}'
+            )
         for i in out_indices:
             if i not in range(-number, number):
-                raise ValueError(f'out_indices must be integers from {-number} to {number - 1}, '
-                                 f'got {i}')
+                raise ValueError(
+                    f'out_indices must be integers from {-number} to {number - 1}, got {i}'
+                )
         out_indices = tuple(sorted({i % number for i in out_indices}))
-        if self.out_type == 'cls_token' and out_indices != (number - 1, ):
-            raise ValueError(f"out_type 'cls_token' needs out_indices=({number - 1},), the stage "
-                             f'with the class token, got {out_indices}')
+        if self.out_type == 'cls_token' and out_indices != (number - 1,):
+            raise ValueError(
+                f"out_type 'cls_token' needs out_indices=({number - 1},), the stage "
+                f'with the class token, got {out_indices}'
+            )
         return out_indices
 
 

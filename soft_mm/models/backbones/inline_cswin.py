@@ -45,24 +45,40 @@ class InLineCSwin(Backbone):
         'base': dict(channels=(96, 192, 384, 768), num_heads=(4, 8, 16, 32), depths=(3, 6, 29, 2)),
     }
 
-    def __init__(self, arch: str | dict = 'tiny', stripe_size: int = 7,
-                 inline_window_size: int | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        stripe_size: int = 7,
+        inline_window_size: int | None = None,
+        **kwargs,
+    ) -> None:
         super().__init__(arch, **kwargs)
         channels, num_heads = self.arch['channels'], self.arch['num_heads']
         for i, (dims, drops) in enumerate(zip(channels, self._drop_rates())):
-            patch_embed = (PatchEmbed(channels[i - 1], dims, 3, 2) if i else
-                           PatchEmbed(self.in_channels, dims, 7, 4))
+            patch_embed = (
+                PatchEmbed(channels[i - 1], dims, 3, 2)
+                if i
+                else PatchEmbed(self.in_channels, dims, 7, 4)
+            )
             if i < 2:
                 blocks = [
                     InLineCSwinBlock(
-                        InLineAttention(dims, num_heads[i], inline_window_size, lepe=True), dims,
-                        drop_path=drop, eps=1e-5) for drop in drops
+                        InLineAttention(dims, num_heads[i], inline_window_size, lepe=True),
+                        dims,
+                        drop_path=drop,
+                        eps=1e-5,
+                    )
+                    for drop in drops
                 ]
             else:
                 blocks = [
                     TransformerBlock(
                         CrossShapedAttention(dims, num_heads[i], stripe_size if i == 2 else None),
-                        dims, drop_path=drop, eps=1e-5) for drop in drops
+                        dims,
+                        drop_path=drop,
+                        eps=1e-5,
+                    )
+                    for drop in drops
                 ]
             norm = LayerNorm2d(dims) if i in self.out_indices else None
             self.stages.append(Stage(patch_embed, blocks, norm=norm, with_cp=self.with_cp))

@@ -29,9 +29,9 @@ class InLineDeiT(Backbone):
 
     out_types = ('featmap', 'avg_featmap', 'cls_token')
     arch_zoo = {
-        'tiny': dict(channels=(192, ), num_heads=(6, ), depths=(12, )),
-        'small': dict(channels=(320, ), num_heads=(10, ), depths=(12, )),
-        'base': dict(channels=(384, ), num_heads=(12, ), depths=(12, )),
+        'tiny': dict(channels=(192,), num_heads=(6,), depths=(12,)),
+        'small': dict(channels=(320,), num_heads=(10,), depths=(12,)),
+        'base': dict(channels=(384,), num_heads=(12,), depths=(12,)),
     }
 
     def __init__(self, arch: str | dict = 'tiny', pyramid: bool = False, **kwargs) -> None:
@@ -39,8 +39,11 @@ class InLineDeiT(Backbone):
         super().__init__(arch, **kwargs)
         if pyramid and self.out_type != 'featmap':
             raise ValueError(f"pyramid needs out_type 'featmap', got {self.out_type!r}")
-        (dims, ), (num_heads, ), (drops, ) = (
-            self.arch['channels'], self.arch['num_heads'], self._drop_rates())
+        (dims,), (num_heads,), (drops,) = (
+            self.arch['channels'],
+            self.arch['num_heads'],
+            self._drop_rates(),
+        )
         patch_embed = PatchEmbed(self.in_channels, dims, PATCH_SIZE, PATCH_SIZE, norm=False)
         blocks = [
             TransformerBlock(InLineAttention(dims, num_heads), dims, drop_path=drop)
@@ -48,13 +51,18 @@ class InLineDeiT(Backbone):
         ]
         pos_embed = PositionEmbed(dims, self._map_size(PATCH_SIZE))
         self.stages.append(
-            ClassTokenStage(dims, patch_embed, blocks, pos_embed, LayerNorm2d(dims, eps=1e-6),
-                            self.with_cp))
+            ClassTokenStage(
+                dims, patch_embed, blocks, pos_embed, LayerNorm2d(dims, eps=1e-6), self.with_cp
+            )
+        )
         if pyramid:
             scales = (
                 nn.Sequential(
-                    nn.ConvTranspose2d(dims, dims // 2, 2, 2), LayerNorm2d(dims // 2), nn.GELU(),
-                    nn.ConvTranspose2d(dims // 2, dims // 4, 2, 2)),
+                    nn.ConvTranspose2d(dims, dims // 2, 2, 2),
+                    LayerNorm2d(dims // 2),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(dims // 2, dims // 4, 2, 2),
+                ),
                 nn.ConvTranspose2d(dims, dims // 2, 2, 2),
                 nn.Identity(),
                 nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2)),  # rounds up
@@ -65,7 +73,7 @@ class InLineDeiT(Backbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self.with_pyramid:
             return super().forward(x)
-        (stage, ) = self.stages
+        (stage,) = self.stages
         middle = stage.norm(stage(x)[0])
         outs = []
         for i in self.out_indices:
@@ -74,5 +82,5 @@ class InLineDeiT(Backbone):
         return tuple(outs)
 
     def _map_channels(self) -> tuple[int, ...]:
-        (dims, ) = self.arch['channels']
-        return (dims // 4, dims // 2, dims, dims) if self.with_pyramid else (dims, )
+        (dims,) = self.arch['channels']
+        return (dims // 4, dims // 2, dims, dims) if self.with_pyramid else (dims,)

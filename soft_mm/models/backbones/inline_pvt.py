@@ -31,16 +31,21 @@ class InLinePVT(Backbone):
         'large': dict(_pyramid, depths=(3, 8, 27, 3)),
     }
 
-    def __init__(self, arch: str | dict = 'tiny', inline_window_size: int | None = None,
-                 **kwargs) -> None:
+    def __init__(
+        self, arch: str | dict = 'tiny', inline_window_size: int | None = None, **kwargs
+    ) -> None:
         super().__init__(arch, **kwargs)
         in_channels = self.in_channels
         for i, (dims, drops) in enumerate(zip(self.arch['channels'], self._drop_rates())):
             patch_embed = PatchEmbed(in_channels, dims, PATCH_SIZES[i], PATCH_SIZES[i])
             blocks = [
                 TransformerBlock(
-                    InLineAttention(dims, self.arch['num_heads'][i], inline_window_size), dims,
-                    self.arch['mlp_ratios'][i], drop) for drop in drops
+                    InLineAttention(dims, self.arch['num_heads'][i], inline_window_size),
+                    dims,
+                    self.arch['mlp_ratios'][i],
+                    drop,
+                )
+                for drop in drops
             ]
             pos_embed = PositionEmbed(dims, self._map_size(STRIDES[i]))
             self.stages.append(Stage(patch_embed, blocks, pos_embed, with_cp=self.with_cp))

@@ -34,29 +34,52 @@ class InLineSwin(Backbone):
     """
 
     arch_zoo = {
-        'tiny': dict(channels=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), depths=(2, 2, 6, 2),
-                     inline_depths=(2, 2, 6, 0)),
-        'small': dict(channels=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), depths=(2, 2, 18, 2),
-                      inline_depths=(2, 2, 0, 0)),
-        'base': dict(channels=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32),
-                     depths=(2, 2, 18, 2), inline_depths=(2, 2, 2, 0)),
+        'tiny': dict(
+            channels=(96, 192, 384, 768),
+            num_heads=(3, 6, 12, 24),
+            depths=(2, 2, 6, 2),
+            inline_depths=(2, 2, 6, 0),
+        ),
+        'small': dict(
+            channels=(96, 192, 384, 768),
+            num_heads=(3, 6, 12, 24),
+            depths=(2, 2, 18, 2),
+            inline_depths=(2, 2, 0, 0),
+        ),
+        'base': dict(
+            channels=(128, 256, 512, 1024),
+            num_heads=(4, 8, 16, 32),
+            depths=(2, 2, 18, 2),
+            inline_depths=(2, 2, 2, 0),
+        ),
     }
 
-    def __init__(self, arch: str | dict = 'tiny', window_size: int = 7,
-                 inline_window_size: int | None = 56, **kwargs) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        window_size: int = 7,
+        inline_window_size: int | None = 56,
+        **kwargs,
+    ) -> None:
         super().__init__(arch, **kwargs)
         channels, num_heads, inline_depths = (
-            self.arch[key] for key in ('channels', 'num_heads', 'inline_depths'))
+            self.arch[key] for key in ('channels', 'num_heads', 'inline_depths')
+        )
         for i, (dims, drops) in enumerate(zip(channels, self._drop_rates())):
-            patch_embed = (PatchMerging(channels[i - 1], dims) if i else
-                           PatchEmbed(self.in_channels, dims, 4, 4))
+            patch_embed = (
+                PatchMerging(channels[i - 1], dims)
+                if i
+                else PatchEmbed(self.in_channels, dims, 4, 4)
+            )
             softmax_window_size = min(window_size, max(self._map_size(STRIDES[i])))
             blocks = []
             for j, drop in enumerate(drops):
                 shifted = j % 2 == 1
-                attn = (InLineAttention(dims, num_heads[i], inline_window_size, shifted)
-                        if j < inline_depths[i] else
-                        WindowAttention(dims, num_heads[i], softmax_window_size, shifted))
+                attn = (
+                    InLineAttention(dims, num_heads[i], inline_window_size, shifted)
+                    if j < inline_depths[i]
+                    else WindowAttention(dims, num_heads[i], softmax_window_size, shifted)
+                )
                 blocks.append(TransformerBlock(attn, dims, drop_path=drop, eps=1e-5))
             norm = LayerNorm2d(dims) if i in self.out_indices else None
             self.stages.append(Stage(patch_embed, blocks, norm=norm, with_cp=self.with_cp))

@@ -70,33 +70,76 @@ class SOFT(Backbone):
 
     out_types = ('featmap', 'avg_featmap', 'cls_token')
     arch_zoo = {
-        'tiny': dict(channels=(64, 128, 320, 512), num_heads=(2, 4, 10, 16), depths=(1, 2, 3, 2),
-                     kernel_sizes=(9, 5, 3)),
-        'small': dict(channels=(64, 128, 320, 512), num_heads=(2, 4, 10, 16), depths=(1, 3, 7, 4),
-                      kernel_sizes=(9, 5, 3)),
-        'medium': dict(channels=(64, 128, 288, 512), num_heads=(2, 4, 9, 16),
-                       depths=(1, 3, 29, 5), kernel_sizes=(9, 5, 3)),
-        'large': dict(channels=(64, 128, 320, 512), num_heads=(2, 4, 10, 16),
-                      depths=(1, 3, 40, 5), kernel_sizes=(9, 5, 3)),
-        'huge': dict(channels=(64, 128, 352, 512), num_heads=(2, 4, 11, 16), depths=(1, 5, 49, 5),
-                     kernel_sizes=(9, 5, 3)),
+        'tiny': dict(
+            channels=(64, 128, 320, 512),
+            num_heads=(2, 4, 10, 16),
+            depths=(1, 2, 3, 2),
+            kernel_sizes=(9, 5, 3),
+        ),
+        'small': dict(
+            channels=(64, 128, 320, 512),
+            num_heads=(2, 4, 10, 16),
+            depths=(1, 3, 7, 4),
+            kernel_sizes=(9, 5, 3),
+        ),
+        'medium': dict(
+            channels=(64, 128, 288, 512),
+            num_heads=(2, 4, 9, 16),
+            depths=(1, 3, 29, 5),
+            kernel_sizes=(9, 5, 3),
+        ),
+        'large': dict(
+            channels=(64, 128, 320, 512),
+            num_heads=(2, 4, 10, 16),
+            depths=(1, 3, 40, 5),
+            kernel_sizes=(9, 5, 3),
+        ),
+        'huge': dict(
+            channels=(64, 128, 352, 512),
+            num_heads=(2, 4, 11, 16),
+            depths=(1, 5, 49, 5),
+            kernel_sizes=(9, 5, 3),
+        ),
     }
 
-    def __init__(self, arch: str | dict = 'tiny', sym_norm: bool = False, landmarks: str = 'conv',
-                 num_landmarks: int | None = None, solver: str = 'newton',
-                 alpha_scope: str = 'matrix', **kwargs) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        sym_norm: bool = False,
+        landmarks: str = 'conv',
+        num_landmarks: int | None = None,
+        solver: str = 'newton',
+        alpha_scope: str = 'matrix',
+        **kwargs,
+    ) -> None:
         super().__init__(arch, **kwargs)
         channels, num_heads, kernel_sizes = (
-            self.arch[key] for key in ('channels', 'num_heads', 'kernel_sizes'))
+            self.arch[key] for key in ('channels', 'num_heads', 'kernel_sizes')
+        )
         for i, (dims, drops) in enumerate(zip(channels, self._drop_rates())):
-            patch_embed = (ConvPatchEmbed(channels[i - 1], [dims], [2]) if i else
-                           ConvPatchEmbed(self.in_channels, [32, 32, dims], [2, 1, 2]))
+            patch_embed = (
+                ConvPatchEmbed(channels[i - 1], [dims], [2])
+                if i
+                else ConvPatchEmbed(self.in_channels, [32, 32, dims], [2, 1, 2])
+            )
             pos_embed = PositionEmbed(dims, self._map_size(STRIDES[i]))
             if i < 3:
                 blocks = [
                     SOFTBlock(
-                        SOFTAttention(dims, num_heads[i], RATIOS[i], kernel_sizes[i], landmarks,
-                                      num_landmarks, sym_norm, solver, alpha_scope), dims, drop)
+                        SOFTAttention(
+                            dims,
+                            num_heads[i],
+                            RATIOS[i],
+                            kernel_sizes[i],
+                            landmarks,
+                            num_landmarks,
+                            sym_norm,
+                            solver,
+                            alpha_scope,
+                        ),
+                        dims,
+                        drop,
+                    )
                     for drop in drops
                 ]
                 stage = Stage(patch_embed, blocks, pos_embed, with_cp=self.with_cp)
@@ -105,8 +148,9 @@ class SOFT(Backbone):
                     TransformerBlock(SelfAttention(dims, num_heads[i]), dims, drop_path=drop)
                     for drop in drops
                 ]
-                stage = ClassTokenStage(dims, patch_embed, blocks, pos_embed,
-                                        LayerNorm2d(dims, eps=1e-6), self.with_cp)
+                stage = ClassTokenStage(
+                    dims, patch_embed, blocks, pos_embed, LayerNorm2d(dims, eps=1e-6), self.with_cp
+                )
             self.stages.append(stage)
         self._initialise()
 
@@ -114,6 +158,8 @@ class SOFT(Backbone):
         # Every map must have a landmark: at stride s, a side of r takes s·(r − 1) + 1 pixels.
         smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(STRIDES, RATIOS))
         if any(side < smallest for side in x.shape[-2:]):
-            raise ValueError(f'SOFT takes images of at least {smallest}×{smallest} pixels, one '
-                             f'landmark, got {x.shape[-2]}×{x.shape[-1]}')
+            raise ValueError(
+                f'SOFT takes images of at least {smallest}×{smallest} pixels, one '
+                f'landmark, got {x.shape[-2]}×{x.shape[-1]}'
+            )
         return super().forward(x)

@@ -23,8 +23,14 @@ class InLineAttention(nn.Module):
             depth-wise convolution of the values whose filters are learned.
     """
 
-    def __init__(self, dims: int, num_heads: int, window_size: int | None = None,
-                 shifted: bool = False, lepe: bool = False) -> None:
+    def __init__(
+        self,
+        dims: int,
+        num_heads: int,
+        window_size: int | None = None,
+        shifted: bool = False,
+        lepe: bool = False,
+    ) -> None:
         super().__init__()
         check_heads(dims, num_heads)
         if window_size is not None and window_size < 1:
@@ -75,8 +81,7 @@ class InLineAttention(nn.Module):
         out = inline_attention(*(split_heads(t, self.num_heads) for t in (q, k, v)), num_tokens)
         return out.to(v.dtype).transpose(1, 2).flatten(2), v
 
-    def _add_convolution(self, out: Tensor, v: Tensor, mean: Tensor,
-                         hw: tuple[int, int]) -> Tensor:
+    def _add_convolution(self, out: Tensor, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
         """To out ``(B, T + N, C)``, the convolution of v ``(B, T + N, C)`` by the filters that the
         mean token ``(B, C)`` makes for each map or window."""
         filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 3, 3), None

@@ -25,13 +25,15 @@ class Landmarks(nn.Module):
             averaged to one of ⌊√num_landmarks⌋ a side.
     """
 
-    def __init__(self, width: int, ratio: int, mode: str = 'conv',
-                 num_landmarks: int | None = None) -> None:
+    def __init__(
+        self, width: int, ratio: int, mode: str = 'conv', num_landmarks: int | None = None
+    ) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f'landmarks must be one of {list(MODES)}, got {mode!r}')
         if num_landmarks is not None and not (
-                isinstance(num_landmarks, int) and num_landmarks >= 1):
+            isinstance(num_landmarks, int) and num_landmarks >= 1
+        ):
             raise ValueError(f'num_landmarks must be None or at least 1, got {num_landmarks}')
         self.ratio = ratio
         self.mode = mode
@@ -44,12 +46,14 @@ class Landmarks(nn.Module):
         """Each head's tokens as a map of its own: ``(B, h, N, d)`` -> ``(B, h, m, d)``."""
         grid = [side // self.ratio for side in hw]
         if not all(grid):
-            raise ValueError(f'a {hw[0]}×{hw[1]} map has no landmark: it needs at least '
-                             f'{self.ratio}×{self.ratio}')
+            raise ValueError(
+                f'a {hw[0]}×{hw[1]} map has no landmark: it needs at least '
+                f'{self.ratio}×{self.ratio}'
+            )
         if self.num_landmarks is not None:
             grid = [smaller(side, isqrt(self.num_landmarks)) for side in grid]
         if self.mode == 'random':
-            return q[:, :, torch.randperm(q.shape[2], device=q.device)[:grid[0] * grid[1]]]
+            return q[:, :, torch.randperm(q.shape[2], device=q.device)[: grid[0] * grid[1]]]
         maps = channels_last(as_map(q.flatten(0, 1), hw))
         maps = self.conv(maps) if self.mode == 'conv' else F.avg_pool2d(maps, self.ratio)
         if self.num_landmarks is not None:

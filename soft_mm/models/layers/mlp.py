@@ -22,5 +22,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dims)`` -> ``(..., dims)``."""
-        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias,
-                   self.approximate)
+        return mlp(
+            x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.approximate
+        )

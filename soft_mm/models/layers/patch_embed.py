@@ -46,8 +46,9 @@ class PatchEmbed(nn.Module):
         norm (bool): whether there is a layer norm.
     """
 
-    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int,
-                 norm: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, kernel_size: int, stride: int, norm: bool = True
+    ) -> None:
         super().__init__()
         padding = (kernel_size - stride + 1) // 2
         self.proj = nn.Conv2d(in_channels, channels, kernel_size, stride, padding)

@@ -44,11 +44,17 @@ class PositionEmbed(_Table):
         On a CPU, as looking at the numbers would make the host wait for a GPU, which resizes in
         microseconds; nothing less tells, as averaged weights are written past the version counter.
         """
-        if (torch.is_grad_enabled() or torch.compiler.is_compiling()
-                or self.weight.device.type != 'cpu'):
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or self.weight.device.type != 'cpu'
+        ):
             return _resize(self.weight, size)
-        if (self._last is None or self._last[1].shape[-2:] != size
-                or not torch.equal(self._last[0], self.weight)):
+        if (
+            self._last is None
+            or self._last[1].shape[-2:] != size
+            or not torch.equal(self._last[0], self.weight)
+        ):
             self._last = self.weight.clone(), _resize(self.weight, size)
         return self._last[1]
 

@@ -24,10 +24,18 @@ class SOFTAttention(nn.Module):
             :func:`soft_mm.ops.nystrom_attention`.
     """
 
-    def __init__(self, dims: int, num_heads: int, ratio: int, kernel_size: int,
-                 landmarks: str = 'conv', num_landmarks: int | None = None,
-                 sym_norm: bool = False, solver: str = 'newton',
-                 alpha_scope: str = 'matrix') -> None:
+    def __init__(
+        self,
+        dims: int,
+        num_heads: int,
+        ratio: int,
+        kernel_size: int,
+        landmarks: str = 'conv',
+        num_landmarks: int | None = None,
+        sym_norm: bool = False,
+        solver: str = 'newton',
+        alpha_scope: str = 'matrix',
+    ) -> None:
         super().__init__()
         check_heads(dims, num_heads)
         check_solver(solver, alpha_scope)
@@ -40,8 +48,14 @@ class SOFTAttention(nn.Module):
         self.q = nn.Linear(dims, dims)
         self.v = nn.Linear(dims, dims)
         self.landmarks = Landmarks(dims // num_heads, ratio, landmarks, num_landmarks)
-        self.dwconv = nn.Conv2d(num_heads, num_heads, kernel_size, padding=kernel_size // 2,
-                                groups=num_heads, bias=False)
+        self.dwconv = nn.Conv2d(
+            num_heads,
+            num_heads,
+            kernel_size,
+            padding=kernel_size // 2,
+            groups=num_heads,
+            bias=False,
+        )
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -49,13 +63,22 @@ class SOFTAttention(nn.Module):
         q, v = self.q(x), self.v(x)
         queries, values = (split_heads(t, self.num_heads) for t in (q, v))
         queries = queries * queries.shape[-1] ** -0.25
-        out = nystrom_attention(queries, values, self.landmarks(queries, hw), self.sym_norm,
-                                self.solver, self.alpha_scope)
+        out = nystrom_attention(
+            queries,
+            values,
+            self.landmarks(queries, hw),
+            self.sym_norm,
+            self.solver,
+            self.alpha_scope,
+        )
         out = out.to(v.dtype).transpose(1, 2).flatten(2)
         return self.proj(out + self._local(v, hw))
 
     def _local(self, v: Tensor, hw: tuple[int, int]) -> Tensor:
         """One filter a head, shared by its channels: ``(B, N, C)`` -> ``(B, N, C)``."""
         filters = self.dwconv.weight.repeat_interleave(v.shape[-1] // self.num_heads, 0)
-        return F.conv2d(as_map(v, hw), filters, padding=self.dwconv.padding,
-                        groups=v.shape[-1]).flatten(2).mT
+        return (
+            F.conv2d(as_map(v, hw), filters, padding=self.dwconv.padding, groups=v.shape[-1])
+            .flatten(2)
+            .mT
+        )

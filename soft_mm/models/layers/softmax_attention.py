@@ -60,7 +60,7 @@ class WindowAttention(nn.Module):
         if windows.shifted:
             regions = windows.regions(x.device)
             apart = regions[:, None, :, None] != regions[:, None, None, :]
-            mask = mask - 100. * apart  # as the released models do, not −∞
+            mask = mask - 100.0 * apart  # as the released models do, not −∞
         if windows.padded:
             mask = mask.masked_fill(~windows.real(x.device)[:, None, None, :], -torch.inf)
         if len(mask) > 1:
@@ -87,14 +87,17 @@ class CrossShapedAttention(nn.Module):
         branches = 1 if stripe_size is None else 2
         check_heads(dims, num_heads)
         if num_heads % branches:
-            raise ValueError(f'num_heads must be a multiple of {branches}, the number of branches, '
-                             f'got {num_heads}')
+            raise ValueError(
+                f'num_heads must be a multiple of {branches}, the number of branches, '
+                f'got {num_heads}'
+            )
         self.num_heads = num_heads // branches
         self.stripe_size = stripe_size
         self.qkv = nn.Linear(dims, 3 * dims)
         self.lepe = nn.ModuleList(
             nn.Conv2d(dims // branches, dims // branches, 3, padding=1, groups=dims // branches)
-            for _ in range(branches))
+            for _ in range(branches)
+        )
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -104,8 +107,10 @@ class CrossShapedAttention(nn.Module):
             height, width = (smaller(side, self.stripe_size) for side in hw)
             shapes = [(hw[0], width), (height, hw[1])]
         branches = self.qkv(x).unflatten(-1, (3, len(shapes), -1)).unbind(3)
-        outs = [self._branch(qkv.flatten(2), Windows(hw, shape), lepe)
-                for qkv, shape, lepe in zip(branches, shapes, self.lepe)]
+        outs = [
+            self._branch(qkv.flatten(2), Windows(hw, shape), lepe)
+            for qkv, shape, lepe in zip(branches, shapes, self.lepe)
+        ]
         return self.proj(torch.cat(outs, dim=-1))
 
     def _branch(self, qkv: Tensor, windows: Windows, lepe: nn.Module) -> Tensor:

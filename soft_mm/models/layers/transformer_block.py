@@ -15,8 +15,14 @@ class TransformerBlock(nn.Module):
         eps (float): of the layer norms.
     """
 
-    def __init__(self, attn: nn.Module, dims: int, mlp_ratio: int = 4, drop_path: float = 0.,
-                 eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        attn: nn.Module,
+        dims: int,
+        mlp_ratio: int = 4,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dims, eps=eps)
         self.attn = attn

@@ -29,9 +29,11 @@ class Windows:
     def fit(cls, hw: tuple[int, int], size: int, shifted: bool) -> 'Windows':
         """Square windows, moved by half their size if ``shifted``; the map where it is smaller."""
         # (side − 1) // size is 0 where one window takes the whole side.
-        return cls(hw, tuple(smaller(side, size) for side in hw),
-                   tuple(smaller((side - 1) // size * size, size // 2) if shifted else 0
-                         for side in hw))
+        return cls(
+            hw,
+            tuple(smaller(side, size) for side in hw),
+            tuple(smaller((side - 1) // size * size, size // 2) if shifted else 0 for side in hw),
+        )
 
     def split(self, x: Tensor) -> Tensor:
         """``(B, H·W, C)`` -> ``(B·number of windows, h·w, C)``, padded with zeros."""
@@ -50,7 +52,7 @@ class Windows:
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if self.shifted:
             x = _roll(x, self.shift)
-        return x[:, :self.hw[0], :self.hw[1]].flatten(1, 2)
+        return x[:, : self.hw[0], : self.hw[1]].flatten(1, 2)
 
     def num_tokens(self, x: Tensor) -> Tensor:
         """How many tokens of a batch of maps ``(B, H·W, C)`` each window has: ``(windows, 1)``."""
@@ -93,8 +95,8 @@ def _roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
     if not is_exporting():
         return x.roll(shift, (1, 2))
     # ONNX has no roll, and no remainder, by a number that depends on the image's size.
-    source = (torch.arange(side, device=x.device) - moved
-              for side, moved in zip(x.shape[1:3], shift))
-    rows, columns = (torch.where(place < 0, place + place.shape[0], place)
-                     for place in source)
+    source = (
+        torch.arange(side, device=x.device) - moved for side, moved in zip(x.shape[1:3], shift)
+    )
+    rows, columns = (torch.where(place < 0, place + place.shape[0], place) for place in source)
     return x[:, rows][:, :, columns]

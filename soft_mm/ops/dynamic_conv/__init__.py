@@ -9,8 +9,13 @@ from .grouped import grouped_dynamic_conv
 from .reference import dynamic_conv as shifted_dynamic_conv
 
 
-def dynamic_conv(v: Tensor, filters: Tensor, hw: tuple[int, int], bias: Tensor | None = None,
-                 kernel: str | None = None) -> Tensor:
+def dynamic_conv(
+    v: Tensor,
+    filters: Tensor,
+    hw: tuple[int, int],
+    bias: Tensor | None = None,
+    kernel: str | None = None,
+) -> Tensor:
     """Each map convolved with its own 3×3 filters, with zeros around it (InLine, arXiv 2412.06590).
 
     Args:
@@ -31,12 +36,17 @@ def dynamic_conv(v: Tensor, filters: Tensor, hw: tuple[int, int], bias: Tensor |
         RuntimeError: for 'cuda' on a CPU where the extension is not built.
     """
     b, n, c = v.shape
-    if (n != hw[0] * hw[1] or filters.shape != (b, c, 3, 3)
-            or bias is not None and bias.shape != (c, )):
+    if (
+        n != hw[0] * hw[1]
+        or filters.shape != (b, c, 3, 3)
+        or bias is not None
+        and bias.shape != (c,)
+    ):
         raise ValueError(
             'v must be (B, H·W, C), filters (B, C, 3, 3) and bias (C,), got '
             f'{tuple(v.shape)}, {tuple(filters.shape)} and '
-            f'{bias if bias is None else tuple(bias.shape)} for (H, W) = {tuple(hw)}')
+            f'{bias if bias is None else tuple(bias.shape)} for (H, W) = {tuple(hw)}'
+        )
     kernel = chosen_kernel(kernel, v.device, 'torch' if missing() else 'cuda')
     if kernel == 'standard':
         return shifted_dynamic_conv(v, filters, hw, bias)
@@ -45,6 +55,7 @@ def dynamic_conv(v: Tensor, filters: Tensor, hw: tuple[int, int], bias: Tensor |
         return compiled_dynamic_conv(v, filters.to(v.dtype), bias, *hw)
     if kernel == 'triton':
         from . import triton_kernels
+
         if triton_kernels.take(v):
             return triton_kernels.fused_dynamic_conv(v, filters.to(v.dtype), bias, *hw)
     return grouped_dynamic_conv(v, filters, bias, hw)

@@ -13,8 +13,9 @@ from ..extension import check_built, missing, register
 _OPS = torch.ops.soft_mm
 
 
-def compiled_dynamic_conv(v: Tensor, filters: Tensor, bias: Tensor | None, height: int,
-                          width: int) -> Tensor:
+def compiled_dynamic_conv(
+    v: Tensor, filters: Tensor, bias: Tensor | None, height: int, width: int
+) -> Tensor:
     """v ``(B, H·W, C)``, filters ``(B, C, 3, 3)``, bias ``(C,)``, on a CPU -> ``(B, H·W, C)``."""
     check_built('the compiled convolution', v.device)
     return _OPS.convolve_tokens(v, filters, bias, height, width)
@@ -33,9 +34,13 @@ def _save_convolved(ctx, inputs, output):
 
 def _convolve_backward(ctx, grad: Tensor):
     v, filters = ctx.saved_tensors
-    return (_OPS.convolve_tokens(grad, _turned(filters), None, *ctx.hw),
-            _OPS.correlate_tokens(grad, v, *ctx.hw), grad.sum((0, 1)) if ctx.has_bias else None,
-            None, None)
+    return (
+        _OPS.convolve_tokens(grad, _turned(filters), None, *ctx.hw),
+        _OPS.correlate_tokens(grad, v, *ctx.hw),
+        grad.sum((0, 1)) if ctx.has_bias else None,
+        None,
+        None,
+    )
 
 
 def _save_correlated(ctx, inputs, output):
@@ -45,12 +50,21 @@ def _save_correlated(ctx, inputs, output):
 
 def _correlate_backward(ctx, filters: Tensor):
     grad, v = ctx.saved_tensors
-    return (_OPS.convolve_tokens(v, filters, None, *ctx.hw),
-            _OPS.convolve_tokens(grad, _turned(filters), None, *ctx.hw), None, None)
+    return (
+        _OPS.convolve_tokens(v, filters, None, *ctx.hw),
+        _OPS.convolve_tokens(grad, _turned(filters), None, *ctx.hw),
+        None,
+        None,
+    )
 
 
 if missing() is None:
-    register('convolve_tokens', lambda v, *_: v.new_empty(v.shape),
-             _convolve_backward, _save_convolved)
-    register('correlate_tokens', lambda grad, v, *_: v.new_empty(v.shape[0], v.shape[2], 3, 3),
-             _correlate_backward, _save_correlated)
+    register(
+        'convolve_tokens', lambda v, *_: v.new_empty(v.shape), _convolve_backward, _save_convolved
+    )
+    register(
+        'correlate_tokens',
+        lambda grad, v, *_: v.new_empty(v.shape[0], v.shape[2], 3, 3),
+        _correlate_backward,
+        _save_correlated,
+    )

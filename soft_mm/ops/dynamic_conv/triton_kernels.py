@@ -21,31 +21,61 @@ def _load_tap(v, token, tap, count, height, width, stride, channel, channels):
     y, x = token // width + tap // 3 - 1, token % width + tap % 3 - 1
     inside = (token < count) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     place = (y * width + x) * stride
-    return tl.load(v + place + channel, mask=inside & (channel < channels), other=0.).to(tl.float32)
+    return tl.load(v + place + channel, mask=inside & (channel < channels), other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit
-def _convolve(v, filters, bias, out, height, width, channels, map_stride, stride,
-              FLIPPED: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+def _convolve(
+    v,
+    filters,
+    bias,
+    out,
+    height,
+    width,
+    channels,
+    map_stride,
+    stride,
+    FLIPPED: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     count, image = height * width, tl.program_id(1).to(tl.int64)
     token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None]
     channel = (tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     known = channel < channels
     total = tl.zeros((TOKENS, CHANNELS), tl.float32)
     if bias is not None:
-        total += tl.load(bias + channel, mask=known, other=0.).to(tl.float32)
+        total += tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
     for tap in tl.static_range(9):
         weight = 8 - tap if FLIPPED else tap
-        weight = tl.load(filters + (image * 9 + weight) * channels + channel, mask=known, other=0.)
-        total += weight.to(tl.float32) * _load_tap(v + image * map_stride, token, tap, count,
-                                                   height, width, stride, channel, channels)
-    tl.store(out + image * count * channels + token * channels + channel, total,
-             mask=known & (token < count))
+        weight = tl.load(filters + (image * 9 + weight) * channels + channel, mask=known, other=0.0)
+        total += weight.to(tl.float32) * _load_tap(
+            v + image * map_stride, token, tap, count, height, width, stride, channel, channels
+        )
+    tl.store(
+        out + image * count * channels + token * channels + channel,
+        total,
+        mask=known & (token < count),
+    )
 
 
 @triton.jit
-def _correlate(g, v, out, images, height, width, channels, map_stride, stride, splits,
-               TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+def _correlate(
+    g,
+    v,
+    out,
+    images,
+    height,
+    width,
+    channels,
+    map_stride,
+    stride,
+    splits,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """The filters' gradient: every split of a map's tokens has a sum of its own."""
     count, split, image = height * width, tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = (tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
@@ -53,14 +83,25 @@ def _correlate(g, v, out, images, height, width, channels, map_stride, stride, s
     total = tl.zeros((16, CHANNELS), tl.float32)
     for first in range(split * TOKENS, count, splits * TOKENS):
         token = (first + tl.arange(0, TOKENS))[:, None, None]
-        grad = tl.load(g + image * count * channels + token * channels + channel,
-                       mask=(token < count) & (channel < channels), other=0.).to(tl.float32)
-        total += tl.sum(grad * _load_tap(v + image * map_stride, token, tap, count, height, width,
-                                         stride, channel, channels), 0)
+        grad = tl.load(
+            g + image * count * channels + token * channels + channel,
+            mask=(token < count) & (channel < channels),
+            other=0.0,
+        ).to(tl.float32)
+        total += tl.sum(
+            grad
+            * _load_tap(
+                v + image * map_stride, token, tap, count, height, width, stride, channel, channels
+            ),
+            0,
+        )
     tap, channel = tl.arange(0, 16)[:, None], tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     out += (split * images + image) * 9 * channels
-    tl.store(out + tap * channels + channel[None, :], total,
-             mask=(tap < 9) & (channel[None, :] < channels))
+    tl.store(
+        out + tap * channels + channel[None, :],
+        total,
+        mask=(tap < 9) & (channel[None, :] < channels),
+    )
 
 
 def _tokens(v: Tensor) -> Tensor:
@@ -68,27 +109,40 @@ def _tokens(v: Tensor) -> Tensor:
     return v if v.stride(-1) == 1 else v.contiguous()
 
 
-def _launch(v: Tensor, filters: Tensor, bias: Tensor | None, height: int, width: int,
-            flipped: bool) -> Tensor:
+def _launch(
+    v: Tensor, filters: Tensor, bias: Tensor | None, height: int, width: int, flipped: bool
+) -> Tensor:
     v, out = _tokens(v), v.new_empty(v.shape)
     images, count, channels = v.shape
     with torch.cuda.device_of(v):
         _convolve[triton.cdiv(count, TOKENS), images, triton.cdiv(channels, CHANNELS)](
-            v, filters.flatten(2).mT.contiguous(), bias, out, height, width, channels,
-            *v.stride()[:2], flipped, TOKENS, CHANNELS)
+            v,
+            filters.flatten(2).mT.contiguous(),
+            bias,
+            out,
+            height,
+            width,
+            channels,
+            *v.stride()[:2],
+            flipped,
+            TOKENS,
+            CHANNELS,
+        )
     return out
 
 
 @torch.library.custom_op('soft_mm::dynamic_conv', mutates_args=())
-def fused_dynamic_conv(v: Tensor, filters: Tensor, bias: Tensor | None, height: int,
-                       width: int) -> Tensor:
+def fused_dynamic_conv(
+    v: Tensor, filters: Tensor, bias: Tensor | None, height: int, width: int
+) -> Tensor:
     """v ``(B, H·W, C)``, filters ``(B, C, 3, 3)``, bias ``(C,)`` -> ``(B, H·W, C)``."""
     return _launch(v, filters, bias, height, width, flipped=False)
 
 
 @torch.library.custom_op('soft_mm::dynamic_conv_backward', mutates_args=())
-def _gradients(grad: Tensor, v: Tensor, filters: Tensor, height: int,
-               width: int) -> tuple[Tensor, Tensor]:
+def _gradients(
+    grad: Tensor, v: Tensor, filters: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
     grad, v = grad.contiguous(), _tokens(v)
     images, count, channels = v.shape
     blocks = images * triton.cdiv(channels, CHANNELS)
@@ -96,8 +150,18 @@ def _gradients(grad: Tensor, v: Tensor, filters: Tensor, height: int,
     sums = v.new_empty(splits, images, 9, channels, dtype=torch.float32)
     with torch.cuda.device_of(v):
         _correlate[splits, images, triton.cdiv(channels, CHANNELS)](
-            grad, v, sums, images, height, width, channels, *v.stride()[:2], splits, TOKENS // 2,
-            CHANNELS)
+            grad,
+            v,
+            sums,
+            images,
+            height,
+            width,
+            channels,
+            *v.stride()[:2],
+            splits,
+            TOKENS // 2,
+            CHANNELS,
+        )
     grad_filters = sums.sum(0).to(filters.dtype).mT.reshape(filters.shape)
     return _launch(grad, filters, None, height, width, flipped=True), grad_filters
 
@@ -108,8 +172,7 @@ def _(v: Tensor, filters: Tensor, bias: Tensor | None, height: int, width: int) 
 
 
 @_gradients.register_fake
-def _(grad: Tensor, v: Tensor, filters: Tensor, height: int,
-      width: int) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, v: Tensor, filters: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return grad.new_empty(grad.shape), filters.new_empty(filters.shape)
 
 

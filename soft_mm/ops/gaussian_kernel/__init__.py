@@ -27,12 +27,15 @@ def gaussian_kernel(q: Tensor, k: Tensor, kernel: str | None = None) -> Tensor:
         RuntimeError: for 'cuda' where the extension is not built.
     """
     if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
-        raise ValueError('q must be (..., N, d) and k (..., m, d) with equal leading dimensions '
-                         f'and d, got {tuple(q.shape)} and {tuple(k.shape)}')
+        raise ValueError(
+            'q must be (..., N, d) and k (..., m, d) with equal leading dimensions '
+            f'and d, got {tuple(q.shape)} and {tuple(k.shape)}'
+        )
     kernel = chosen_kernel(kernel, q.device)
     if kernel == 'standard':
         return expansion(q, k)
     if kernel == 'cuda':
         from .extension import exact_gaussian_kernel
+
         return exact_gaussian_kernel(q, k)
     return expanded_gaussian_kernel(q, k)

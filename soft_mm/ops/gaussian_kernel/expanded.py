@@ -17,8 +17,8 @@ def centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 def widened(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """``(q, -½‖q‖², 1)`` and ``(k, 1, -½‖k‖²)``, whose product is the whole exponent."""
     (q_norm, q_one), (k_norm, k_one) = (
-        (x.square().sum(-1, keepdim=True).mul_(-0.5), x.new_ones(*x.shape[:-1], 1))
-        for x in (q, k))
+        (x.square().sum(-1, keepdim=True).mul_(-0.5), x.new_ones(*x.shape[:-1], 1)) for x in (q, k)
+    )
     return torch.cat((q, q_norm, q_one), -1), torch.cat((k, k_one, k_norm), -1)
 
 
@@ -29,7 +29,8 @@ def expansion(q: Tensor, k: Tensor) -> Tensor:
 
 
 expanded_gaussian_kernel = torch.library.custom_op(
-    'soft_mm::gaussian_kernel', expansion, mutates_args=())
+    'soft_mm::gaussian_kernel', expansion, mutates_args=()
+)
 
 
 @expanded_gaussian_kernel.register_fake

@@ -48,23 +48,33 @@ def _save_tokens_and_kernel(ctx, inputs, output):
 
 def _squared_distance_backward(ctx, grad: Tensor):
     q, k = ctx.saved_tensors
-    return (-2 * _OPS.weighted_differences(grad, None, q, k),
-            -2 * _OPS.weighted_differences(grad.mT, None, k, q))
+    return (
+        -2 * _OPS.weighted_differences(grad, None, q, k),
+        -2 * _OPS.weighted_differences(grad.mT, None, k, q),
+    )
 
 
 def _exact_gaussian_kernel_backward(ctx, grad: Tensor):
     q, k, kernel = ctx.saved_tensors
-    return (_OPS.weighted_differences(grad, kernel, q, k),
-            _OPS.weighted_differences(grad.mT, kernel.mT, k, q))
+    return (
+        _OPS.weighted_differences(grad, kernel, q, k),
+        _OPS.weighted_differences(grad.mT, kernel.mT, k, q),
+    )
 
 
 def _weighted_differences_backward(ctx, grad: Tensor):
-    raise RuntimeError('soft_mm::weighted_differences has no derivative: the compiled distances '
-                       'and kernels can be differentiated once')
+    raise RuntimeError(
+        'soft_mm::weighted_differences has no derivative: the compiled distances '
+        'and kernels can be differentiated once'
+    )
 
 
 if missing() is None:
     register('squared_distance', _distances, _squared_distance_backward, _save_tokens)
-    register('exact_gaussian_kernel', _distances, _exact_gaussian_kernel_backward,
-             _save_tokens_and_kernel)
+    register(
+        'exact_gaussian_kernel',
+        _distances,
+        _exact_gaussian_kernel_backward,
+        _save_tokens_and_kernel,
+    )
     register('weighted_differences', _differences, _weighted_differences_backward)

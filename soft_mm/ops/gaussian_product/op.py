@@ -10,6 +10,7 @@ def _way(kernel: str, *tensors: Tensor):
     """The module that computes it."""
     if kernel == 'triton':
         from . import triton_kernels
+
         if triton_kernels.take(*tensors):
             return triton_kernels
     return tiled
@@ -22,8 +23,9 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
 
 
 @torch.library.custom_op('soft_mm::gaussian_product_backward', mutates_args=())
-def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor,
-               kernel: str) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
     return _way(kernel, q, k, v).gradients(grad, q, k, v)
 
 
@@ -38,8 +40,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
 
 
 @_gradients.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor,
-      kernel: str) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(_empty(grad.dtype, *x.shape, like=x) for x in (q, k, v))
 
 

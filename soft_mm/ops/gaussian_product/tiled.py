@@ -35,7 +35,7 @@ class _Kernel:
         buffer = self.a.new_empty(self.a.shape[0], min(self.rows, count), self.b.shape[2])
         for start in range(0, count, self.rows):
             rows = slice(start, min(start + self.rows, count))
-            tile = buffer[:, :rows.stop - start]
+            tile = buffer[:, : rows.stop - start]
             torch.bmm(self.a[:, rows], self.b, out=tile)
             yield rows, tile.clamp_(max=0).exp_()
 
@@ -71,8 +71,9 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Te
     return tuple(x.view(shape) for x, shape in zip((grad_q, grad_k, grad_v), shapes))
 
 
-def _gradients(a: Tensor, b: Tensor, x: Tensor, y: Tensor,
-               cut_v: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(
+    a: Tensor, b: Tensor, x: Tensor, y: Tensor, cut_v: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of a, of b and of v, which is cut with a or whole with b, as README.md has them.
 
     One of x and y, which go with a and b, is v, the other the gradient of the product.

@@ -18,9 +18,9 @@ BLOCKS = 512  # that keep a GPU busy: fewer rows split their sum
 
 def take(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels do for such tensors."""
-    return (max(q.shape[-1], v.shape[-1]) <= WIDEST
-            and all(x.dtype.itemsize <= 4 and 0 < x.shape[-2] < 2**31 // WIDEST and x.numel()
-                    for x in (q, k, v)))  # places within a head are 32 bits wide
+    return max(q.shape[-1], v.shape[-1]) <= WIDEST and all(
+        x.dtype.itemsize <= 4 and 0 < x.shape[-2] < 2**31 // WIDEST and x.numel() for x in (q, k, v)
+    )  # places within a head are 32 bits wide
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def _load(x, rows, count, channels: tl.constexpr, BLOCK: tl.constexpr):
     """Rows of ``(count, channels)`` in fp32, and 0 where there are none."""
     c = tl.arange(0, BLOCK)
     mask = (rows[:, None] < count) & (c[None, :] < channels)
-    return tl.load(x + rows[:, None] * channels + c[None, :], mask=mask, other=0.).to(tl.float32)
+    return tl.load(x + rows[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def _kernel(q, k, EXPONENT: tl.constexpr):
     """Tile of ``exp(-½‖q_i − k_j‖²)``."""
     exponent = tl.dot(q, tl.trans(k), input_precision=EXPONENT)
     exponent -= 0.5 * tl.sum(q * q, 1)[:, None] + 0.5 * tl.sum(k * k, 1)[None, :]
-    return tl.exp(tl.minimum(exponent, 0.))
+    return tl.exp(tl.minimum(exponent, 0.0))
 
 
 @triton.jit
@@ -51,9 +51,23 @@ def _block(M, L, N, splits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _sum_values(q, k, v, out, L, M, N, splits, d: tl.constexpr, e: tl.constexpr,
-                D: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                EXPONENT: tl.constexpr):
+def _sum_values(
+    q,
+    k,
+    v,
+    out,
+    L,
+    M,
+    N,
+    splits,
+    d: tl.constexpr,
+    e: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EXPONENT: tl.constexpr,
+):
     """``out_i = Σ_j K_ij v_j``."""
     head, rows, first, last, place = _block(M, L, N, splits, ROWS, COLUMNS)
     queries = _load(q + head * M * d, rows, M, d, D)
@@ -67,14 +81,29 @@ def _sum_values(q, k, v, out, L, M, N, splits, d: tl.constexpr, e: tl.constexpr,
 
 
 @triton.jit
-def _sum_differences(q, k, g, v, out, L, M, N, splits, d: tl.constexpr, e: tl.constexpr,
-                     D: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr,
-                     COLUMNS: tl.constexpr, EXPONENT: tl.constexpr):
+def _sum_differences(
+    q,
+    k,
+    g,
+    v,
+    out,
+    L,
+    M,
+    N,
+    splits,
+    d: tl.constexpr,
+    e: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EXPONENT: tl.constexpr,
+):
     """``out_i = Σ_j K_ij (g_i · v_j) (k_j − q_i)``."""
     head, rows, first, last, place = _block(M, L, N, splits, ROWS, COLUMNS)
     queries = _load(q + head * M * d, rows, M, d, D)
     gradients = _load(g + head * M * e, rows, M, e, E)
-    total, weight = tl.zeros((ROWS, D), tl.float32), tl.zeros((ROWS, ), tl.float32)
+    total, weight = tl.zeros((ROWS, D), tl.float32), tl.zeros((ROWS,), tl.float32)
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         keys = _load(k + head * N * d, columns, N, d, D)
@@ -105,9 +134,22 @@ def _launch(kernel, channels: int, *tensors: Tensor) -> Tensor:
     # Products of halves are exact in tf32, of which fp32 takes three.
     exponent = 'tf32x3' if torch.float32 in (q.dtype, k.dtype) else 'tf32'
     with torch.cuda.device_of(q):
-        kernel[blocks, splits](*(x.contiguous() for x in tensors), out, count, m, n, splits, d, e,
-                               *(max(16, triton.next_power_of_2(c)) for c in (d, e)), ROWS, COLUMNS,
-                               exponent, num_warps=4 if max(d, e) <= 32 else 8, num_stages=2)
+        kernel[blocks, splits](
+            *(x.contiguous() for x in tensors),
+            out,
+            count,
+            m,
+            n,
+            splits,
+            d,
+            e,
+            *(max(16, triton.next_power_of_2(c)) for c in (d, e)),
+            ROWS,
+            COLUMNS,
+            exponent,
+            num_warps=4 if max(d, e) <= 32 else 8,
+            num_stages=2,
+        )
     return out[0] if splits == 1 else out.sum(0)
 
 
@@ -127,6 +169,8 @@ def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of q, k and v in fp32, from that of the product ``(..., M, e)``."""
     q, k = _centred(q, k)
-    return (_launch(_sum_differences, q.shape[-1], q, k, grad, v),
-            _launch(_sum_differences, q.shape[-1], k, q, v, grad),
-            _launch(_sum_values, v.shape[-1], k, q, grad))
+    return (
+        _launch(_sum_differences, q.shape[-1], q, k, grad, v),
+        _launch(_sum_differences, q.shape[-1], k, q, v, grad),
+        _launch(_sum_values, v.shape[-1], k, q, grad),
+    )

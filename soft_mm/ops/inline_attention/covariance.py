@@ -3,8 +3,9 @@
 from torch import Tensor
 
 
-def covariance_inline_attention(q: Tensor, k: Tensor, v: Tensor,
-                                num_tokens: int | Tensor) -> Tensor:
+def covariance_inline_attention(
+    q: Tensor, k: Tensor, v: Tensor, num_tokens: int | Tensor
+) -> Tensor:
     """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
     k_mean, v_mean = (x.sum(-2, keepdim=True) / num_tokens for x in (k, v))
     covariance = k.mT @ v / num_tokens - k_mean.mT @ v_mean

@@ -14,13 +14,18 @@ def is_worthwhile(x: Tensor, num_heads: int) -> bool:
     """
     num_tokens, dims = x.shape[1:]
     width = dims // num_heads
-    return (x.device.type == 'cpu' and chosen_kernel(None, x.device) == 'torch'
-            and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled('cpu')
-            and 2 * num_tokens * width > dims * (dims + 2 * width))
+    return (
+        x.device.type == 'cpu'
+        and chosen_kernel(None, x.device) == 'torch'
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled('cpu')
+        and 2 * num_tokens * width > dims * (dims + 2 * width)
+    )
 
 
-def inline_self_attention(x: Tensor, weight: Tensor, bias: Tensor,
-                          num_heads: int) -> tuple[Tensor, Tensor]:
+def inline_self_attention(
+    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
     """What :func:`inline_attention` makes of ``q, k, v = x·Wᵀ + b``, and ``v``.
 
     Args:
@@ -36,10 +41,10 @@ def inline_self_attention(x: Tensor, weight: Tensor, bias: Tensor,
 
 
 @torch.library.custom_op('soft_mm::inline_self_attention', mutates_args=())
-def _attention(x: Tensor, weight: Tensor, bias: Tensor,
-               num_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The results, and for the backward pass the mean ``(B, 1, C)`` and covariance ``(B, C, C)``.
-    """
+def _attention(
+    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The results, and for the backward pass the mean ``(B, 1, C)`` and covariance ``(B, C, C)``."""
     weight_v, bias_v = weight.chunk(3)[2], bias.chunk(3)[2]
     mean = x.mean(1, keepdim=True)
     covariance = torch.baddbmm(mean.mT @ mean, x.mT, x, beta=-1, alpha=1 / x.shape[1])
@@ -51,8 +56,15 @@ def _attention(x: Tensor, weight: Tensor, bias: Tensor,
 
 @torch.library.custom_op('soft_mm::inline_self_attention_backward', mutates_args=())
 def _attention_backward(
-        grad: Tensor, grad_v: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
-        covariance: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor,
+    grad_v: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, num_tokens, _ = x.shape
     q, k, v = _heads(weight, bias, num_heads)
     weight_k, weight_v = weight.chunk(3)[1:]
@@ -63,7 +75,7 @@ def _attention_backward(
     # out = x·maps + offset + mean(v), maps and offset = qᵀ·of_heads
     grad_maps = torch.cat((x.mT @ grad, sums), 1).unflatten(2, (num_heads, -1)).transpose(1, 2)
     grad_q = (of_heads @ grad_maps.mT).sum(0)
-    grad_heads = q @ grad_maps * q.shape[1]**-0.5
+    grad_heads = q @ grad_maps * q.shape[1] ** -0.5
     # of_heads = d^-½·keys·vᵀ, keys = k·covariance
     grad_k = (grad_heads @ _with(covariance, v)).sum(0)
     grad_values = (grad_heads.mT @ keys).sum(0)
@@ -78,8 +90,9 @@ def _attention_backward(
     grad_v, x, sums = grad_v.flatten(0, 1), x.flatten(0, 1), sums.flatten(0, 1)
     grad_values = (grad_values.flatten(0, 1) + grad_v.mT @ x).addmm_(sums.mT, mean.flatten(0, 1))
     grad_weight = torch.cat((grad_q[..., :-1].flatten(0, 1), grad_k.flatten(0, 1), grad_values))
-    grad_bias = torch.cat((grad_q[..., -1].flatten(), torch.zeros_like(bias).chunk(3)[1],
-                           grad_v.sum(0) + sums.sum(0)))
+    grad_bias = torch.cat(
+        (grad_q[..., -1].flatten(), torch.zeros_like(bias).chunk(3)[1], grad_v.sum(0) + sums.sum(0))
+    )
     return grad_x, grad_weight, grad_bias
 
 
@@ -98,7 +111,7 @@ def _with(covariance: Tensor, heads: Tensor) -> Tensor:
 
 def _of_heads(keys: Tensor, v: Tensor) -> Tensor:
     """The keys' covariance with the tokens -> scaled, that with the values, ``(B, h, d, d)``."""
-    return v.shape[1]**-0.5 * keys @ v.mT
+    return v.shape[1] ** -0.5 * keys @ v.mT
 
 
 def _side_by_side(heads: Tensor) -> Tensor:
@@ -107,16 +120,29 @@ def _side_by_side(heads: Tensor) -> Tensor:
 
 
 @_attention.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor,
-      num_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, _, dims = x.shape
-    return (x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(batch, 1, dims),
-            x.new_empty(batch, dims, dims))
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(x.shape),
+        x.new_empty(batch, 1, dims),
+        x.new_empty(batch, dims, dims),
+    )
 
 
 @_attention_backward.register_fake
-def _(grad: Tensor, grad_v: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
-      covariance: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor,
+    grad_v: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(t.new_empty(t.shape) for t in (x, weight, bias))
 
 

@@ -8,8 +8,15 @@ from .reference import mlp as whole_mlp
 from .tiled import is_worthwhile, tiled_mlp
 
 
-def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-        approximate: str = 'none', kernel: str | None = None) -> Tensor:
+def mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    approximate: str = 'none',
+    kernel: str | None = None,
+) -> Tensor:
     """``W2·gelu(W1·x + b1) + b2`` of every token.
 
     On a CPU, for so many tokens that the hidden channels leave its cache, some tokens at a time,
@@ -28,7 +35,10 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
         ``(..., E)``.
     """
     arguments = x, weight1, bias1, weight2, bias2, approximate
-    if (chosen_kernel(kernel, x.device) in ('reference', 'standard')
-            or not is_worthwhile(x, weight1) or torch.is_autocast_enabled(x.device.type)):
+    if (
+        chosen_kernel(kernel, x.device) in ('reference', 'standard')
+        or not is_worthwhile(x, weight1)
+        or torch.is_autocast_enabled(x.device.type)
+    ):
         return whole_mlp(*arguments)
     return tiled_mlp(*arguments)

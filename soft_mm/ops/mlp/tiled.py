@@ -22,8 +22,9 @@ def _tiles(num_tokens: int, hidden: int) -> Iterator[slice]:
 
 
 @torch.library.custom_op('soft_mm::mlp', mutates_args=())
-def tiled_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-              approximate: str) -> Tensor:
+def tiled_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, approximate: str
+) -> Tensor:
     """x ``(..., C)``, weights ``(H, C)`` and ``(E, H)`` -> ``(..., E)``."""
     out = x.new_empty(*x.shape[:-1], len(weight2))
     tokens, flat = x.reshape(-1, x.shape[-1]), out.view(-1, len(weight2))
@@ -35,16 +36,17 @@ def tiled_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2:
 
 @torch.library.custom_op('soft_mm::mlp_backward', mutates_args=())
 def _tiled_backward(
-        grad: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-        approximate: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, approximate: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     grad_x = torch.empty_like(tokens, memory_format=torch.contiguous_format)
     grad_1, grad_b1, grad_2 = (torch.zeros_like(w) for w in (weight1, bias1, weight2))
     for rows in _tiles(len(tokens), len(weight1)):
         before = torch.addmm(bias1, tokens[rows], weight1.T)
         grad_2.addmm_(grad[rows].T, F.gelu(before, approximate=approximate))
-        grad_before = torch.ops.aten.gelu_backward(grad[rows] @ weight2, before,
-                                                   approximate=approximate)
+        grad_before = torch.ops.aten.gelu_backward(
+            grad[rows] @ weight2, before, approximate=approximate
+        )
         grad_b1 += grad_before.sum(0)
         grad_1.addmm_(grad_before.T, tokens[rows])
         torch.mm(grad_before, weight1, out=grad_x[rows])
@@ -52,14 +54,16 @@ def _tiled_backward(
 
 
 @tiled_mlp.register_fake
-def _(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-      approximate: str) -> Tensor:
+def _(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, approximate: str
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight2))
 
 
 @_tiled_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-      approximate: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, approximate: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     bias2 = grad.new_empty(grad.shape[-1])
     return tuple(t.new_empty(t.shape) for t in (x, weight1, bias1, weight2, bias2))
 

@@ -9,8 +9,13 @@ from .reference import newton_inverse as standard_newton_inverse
 
 
 @at_least_fp32
-def newton_inverse(p: Tensor, alpha: Tensor | None = None, iterations: int = 20,
-                   until_converged: bool = False, kernel: str | None = None) -> Tensor:
+def newton_inverse(
+    p: Tensor,
+    alpha: Tensor | None = None,
+    iterations: int = 20,
+    until_converged: bool = False,
+    kernel: str | None = None,
+) -> Tensor:
     """``V ← 2V − V P V`` from ``V = α P``: ``P⁻¹`` once converged, a damped inverse before.
 
     SOFT (arXiv 2110.11945, §3.2). The gradient is the implicit one,

@@ -7,13 +7,15 @@ from ..precision import at_least_fp32
 
 
 @torch.library.custom_op('soft_mm::newton_inverse', mutates_args=())
-def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool,
-                            kernel: str) -> Tensor:
+def implicit_newton_inverse(
+    p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, kernel: str
+) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
     # Each step squares VP − I: from here on that is below what the dtype can show.
-    small = (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5 if until_converged else 0.
+    small = (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5 if until_converged else 0.0
     if kernel == 'triton':
         from . import triton_kernels
+
         if triton_kernels.take(p):
             return triton_kernels.newton_inverse(p, alpha, iterations, small)
     matrices = p.reshape(-1, *p.shape[-2:])
@@ -22,8 +24,11 @@ def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int, until_con
         torch.bmm(v, matrices, out=product)
         # I − VP is a square from the first step on: its largest entry is on the diagonal. To look
         # takes up to half as long as a step.
-        converged = (until_converged and step % 4 == 3
-                     and bool(product.diagonal(dim1=-2, dim2=-1).amin() > 1 - small))
+        converged = (
+            until_converged
+            and step % 4 == 3
+            and bool(product.diagonal(dim1=-2, dim2=-1).amin() > 1 - small)
+        )
         v = torch.baddbmm(v, product, v, beta=2, alpha=-1)
         if converged:
             break
@@ -31,8 +36,7 @@ def implicit_newton_inverse(p: Tensor, alpha: Tensor, iterations: int, until_con
 
 
 @implicit_newton_inverse.register_fake
-def _(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool,
-      kernel: str) -> Tensor:
+def _(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, kernel: str) -> Tensor:
     return p.new_empty(p.shape)
 
 

@@ -19,7 +19,7 @@ def _iterate(p, alpha, out, m, iterations, small, BLOCK: tl.constexpr):
     p, out = p + matrix * m * m, out + matrix * m * m
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (row < m) & (column < m)
-    p = tl.load(p + row * m + column, mask=inside, other=0.)
+    p = tl.load(p + row * m + column, mask=inside, other=0.0)
     v = tl.load(alpha + matrix) * p
     step, error = 0, float('inf')
     while (step < iterations) & (error >= small):
@@ -38,6 +38,7 @@ def newton_inverse(p: Tensor, alpha: Tensor, iterations: int, small: float) -> T
     p, m = p.contiguous(), p.shape[-1]
     alpha, out = alpha.expand(*p.shape[:-2], 1, 1).contiguous(), torch.empty_like(p)
     with torch.cuda.device_of(p):
-        _iterate[p.numel() // m**2, ](p, alpha, out, m, iterations, small,
-                                      max(16, triton.next_power_of_2(m)))
+        _iterate[p.numel() // m**2,](
+            p, alpha, out, m, iterations, small, max(16, triton.next_power_of_2(m))
+        )
     return out

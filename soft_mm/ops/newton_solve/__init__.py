@@ -9,8 +9,9 @@ from .rational import is_worthwhile, rational_newton_solve
 
 
 @at_least_fp32
-def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20,
-                 kernel: str | None = None) -> Tensor:
+def newton_solve(
+    p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20, kernel: str | None = None
+) -> Tensor:
     """``newton_inverse(p, alpha, iterations) @ v``, at a fraction of its cost for large matrices.
 
     The gradient is the implicit one, as :func:`newton_inverse` has it.
@@ -29,8 +30,10 @@ def newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20,
         ValueError: if the shapes do not go together or ``iterations`` is negative.
     """
     if p.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f'p must be (..., m, m) and v (..., m, e) with equal leading dimensions '
-                         f'and m, got {tuple(p.shape)} and {tuple(v.shape)}')
+        raise ValueError(
+            f'p must be (..., m, m) and v (..., m, e) with equal leading dimensions '
+            f'and m, got {tuple(p.shape)} and {tuple(v.shape)}'
+        )
     kernel = chosen_kernel(kernel, p.device)
     if kernel != 'standard' and is_worthwhile(p.shape[-1], iterations):
         return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations)

@@ -42,7 +42,7 @@ def coefficients() -> list[float]:
 @torch.library.custom_op('soft_mm::newton_solve', mutates_args=())
 def rational_newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int) -> Tensor:
     """p ``(..., m, m)``, v ``(..., m, e)``, alpha ``(..., 1, 1)`` -> ``(..., m, e)``."""
-    scales = alpha.double().reshape(-1, 1, 1) * 2.**iterations
+    scales = alpha.double().reshape(-1, 1, 1) * 2.0**iterations
     matrices, values = (x.reshape(-1, *x.shape[-2:]) for x in (p, v))
     # One by one on a CPU, which is as fast and takes less memory; in groups on a GPU.
     size = 1 if p.device.type == 'cpu' else max(1, GROUP // matrices[0].numel())
@@ -73,7 +73,7 @@ def _square(p: Tensor) -> Tensor:
     """The lower triangle of P², and some of the upper: all that a Cholesky factor needs."""
     square, width = torch.zeros_like(p), -(-p.shape[-1] // 4)
     for i in range(0, p.shape[-1], width):
-        square[:, i:, i:i + width] = p[:, i:] @ p[..., i:i + width]
+        square[:, i:, i : i + width] = p[:, i:] @ p[..., i : i + width]
     return square
 
 

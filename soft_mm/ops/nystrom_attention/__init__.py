@@ -13,9 +13,15 @@ from .tiled import tiled_nystrom_attention
 
 
 @at_least_fp32
-def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = False,
-                      solver: str = 'newton', alpha_scope: str = 'matrix',
-                      kernel: str | None = None) -> Tensor:
+def nystrom_attention(
+    q: Tensor,
+    v: Tensor,
+    landmarks: Tensor,
+    sym_norm: bool = False,
+    solver: str = 'newton',
+    alpha_scope: str = 'matrix',
+    kernel: str | None = None,
+) -> Tensor:
     """``K1 · inverse(K2) · (K1ᵀ v)`` with Gaussian ``K1`` (N, m) and ``K2`` (m, m).
 
     SOFT (arXiv 2110.11945, §3.2) and SOFT-Norm (arXiv 2207.03341, §3.3).
@@ -45,8 +51,11 @@ def nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = 
     kernel = chosen_kernel(kernel, q.device)
     if kernel == 'reference' and solver == 'newton':
         solver = 'iteration'
-    whole = (kernel in ('reference', 'cuda', 'standard')
-             or kernel == 'torch' and _fits_a_tile(q, landmarks))
+    whole = (
+        kernel in ('reference', 'cuda', 'standard')
+        or kernel == 'torch'
+        and _fits_a_tile(q, landmarks)
+    )
     attend = whole_nystrom_attention if whole else tiled_nystrom_attention
     return attend(q, v, landmarks, sym_norm, solver, alpha_scope, kernel)
 

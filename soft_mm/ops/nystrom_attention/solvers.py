@@ -14,14 +14,17 @@ ALPHA_SCOPES = ('matrix', 'batch')
 
 def check_solver(solver: str, alpha_scope: str) -> None:
     """Raise ValueError where there is none of this name."""
-    for name, value, allowed in (('solver', solver, SOLVERS),
-                                 ('alpha_scope', alpha_scope, ALPHA_SCOPES)):
+    for name, value, allowed in (
+        ('solver', solver, SOLVERS),
+        ('alpha_scope', alpha_scope, ALPHA_SCOPES),
+    ):
         if value not in allowed:
             raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
 
 
-def solve(k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str,
-          kernel: str) -> Tensor:
+def solve(
+    k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str, kernel: str
+) -> Tensor:
     """k2 ``(B, h, m, m)``, v ``(B, h, m, e)`` -> ``inverse(K2) v``, ``(B, h, m, e)``.
 
     With ``sym_norm``, ``D^(-½) inverse(K2) D^(-½) v``, D the diagonal of K2's row sums.

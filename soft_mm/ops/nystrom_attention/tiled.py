@@ -7,8 +7,15 @@ from ..gaussian_product import gaussian_product
 from .solvers import solve
 
 
-def tiled_nystrom_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool, solver: str,
-                            alpha_scope: str, kernel: str) -> Tensor:
+def tiled_nystrom_attention(
+    q: Tensor,
+    v: Tensor,
+    landmarks: Tensor,
+    sym_norm: bool,
+    solver: str,
+    alpha_scope: str,
+    kernel: str,
+) -> Tensor:
     """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
     values = gaussian_product(landmarks, q, v, kernel)
     k2 = gaussian_kernel(landmarks, landmarks, kernel)

@@ -27,8 +27,10 @@ def ridge_solve(p: Tensor, v: Tensor, ridge: float = 0.01, kernel: str | None = 
             the kernel does not exist.
     """
     if p.shape[:-1] != v.shape[:-1] or p.shape[-1] != p.shape[-2]:
-        raise ValueError(f'p must be (..., m, m) and v (..., m, e) with equal leading dimensions '
-                         f'and m, got {tuple(p.shape)} and {tuple(v.shape)}')
+        raise ValueError(
+            f'p must be (..., m, m) and v (..., m, e) with equal leading dimensions '
+            f'and m, got {tuple(p.shape)} and {tuple(v.shape)}'
+        )
     if not ridge > 0:
         raise ValueError(f'ridge must be over 0, got {ridge}')
     if chosen_kernel(kernel, p.device) == 'standard':

@@ -13,10 +13,11 @@ from soft_mm.models.backbones import Backbone
 STAGES = dict(channels=(16, 32, 48, 64), num_heads=(2, 4, 6, 8), depths=(1, 2, 2, 1))
 SMALL = {
     'SOFT': dict(arch=dict(STAGES, kernel_sizes=(9, 5, 3)), sym_norm=True),
-    'InLineDeiT': dict(arch=dict(channels=(32, ), num_heads=(4, ), depths=(6, ))),
+    'InLineDeiT': dict(arch=dict(channels=(32,), num_heads=(4,), depths=(6,))),
     'InLinePVT': dict(arch=dict(STAGES, mlp_ratios=(8, 8, 4, 4)), inline_window_size=5),
-    'InLineSwin': dict(arch=dict(STAGES, inline_depths=(1, 1, 0, 0)), window_size=2,
-                       inline_window_size=5),
+    'InLineSwin': dict(
+        arch=dict(STAGES, inline_depths=(1, 1, 0, 0)), window_size=2, inline_window_size=5
+    ),
     'InLineCSwin': dict(arch=STAGES, stripe_size=3),
 }
 STRIDES = (4, 8, 16, 32)
@@ -37,7 +38,7 @@ def image(*size: int) -> Tensor:
 
 
 def strides(family: str) -> tuple[int, ...]:
-    return (16, ) if family == 'InLineDeiT' else STRIDES
+    return (16,) if family == 'InLineDeiT' else STRIDES
 
 
 @pytest.mark.parametrize('size', [(64, 64), (29, 29), (97, 45), (29, 224), (130, 131)])
@@ -74,18 +75,18 @@ def test_outputs(family):
     assert model.out_channels == [m.shape[1] for m in maps]
     first_and_last = build(family, out_indices=(0, -1))
     first_and_last.load_state_dict(model.state_dict(), strict=False)
-    torch.testing.assert_close(first_and_last.eval()(x), (maps[0], maps[-1])[-len(maps):])
+    torch.testing.assert_close(first_and_last.eval()(x), (maps[0], maps[-1])[-len(maps) :])
     pooled = build(family, out_type='avg_featmap')
     pooled.load_state_dict(model.state_dict(), strict=False)
     assert pooled.out_channels == [maps[-1].shape[1]]
-    torch.testing.assert_close(pooled.eval()(x), (maps[-1].mean((2, 3)), ))
+    torch.testing.assert_close(pooled.eval()(x), (maps[-1].mean((2, 3)),))
 
 
 @pytest.mark.parametrize('family', ['SOFT', 'InLineDeiT'])
 def test_class_token(family):
     x = image(2, 3, 64, 64)
     model = build(family, out_type='cls_token').eval()
-    (token, ) = model(x)
+    (token,) = model(x)
     assert token.shape == (2, model.out_channels[-1])
     with torch.no_grad():  # it goes through the same blocks and norm as the map
         model.stages[-1].cls_token += 1
@@ -117,8 +118,9 @@ def test_pyramid():
 @pytest.mark.parametrize('frozen', ['nothing', 'patch_embed', 'first stage', 'all'])
 def test_frozen_stages(family, frozen):
     number = len(strides(family))
-    frozen_stages = dict(zip(('nothing', 'patch_embed', 'first stage', 'all'),
-                             (-1, 0, 1, number)))[frozen]
+    frozen_stages = dict(zip(('nothing', 'patch_embed', 'first stage', 'all'), (-1, 0, 1, number)))[
+        frozen
+    ]
     model = build(family, frozen_stages=frozen_stages, drop_path_rate=0.1).train()
     is_frozen = {
         'nothing': lambda name: False,
@@ -134,7 +136,7 @@ def test_frozen_stages(family, frozen):
         for module in (m for name, m in model.named_modules() if is_frozen(f'{name}.')):
             assert not module.training
         sum(m.square().mean() for m in model(image(2, 3, 64, 64))).backward()
-        torch.optim.SGD(trained, 1.).step()
+        torch.optim.SGD(trained, 1.0).step()
     else:
         model(image(2, 3, 64, 64))
     changed = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
@@ -142,7 +144,7 @@ def test_frozen_stages(family, frozen):
     assert bool(changed) == bool(trained)
 
 
-@pytest.mark.parametrize('drop_path_rate', [0., 0.5])
+@pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
 def test_with_cp_has_the_same_values_and_gradients(family, drop_path_rate):
     results = []
     for with_cp in (False, True):
@@ -157,8 +159,11 @@ def test_with_cp_has_the_same_values_and_gradients(family, drop_path_rate):
 
 def test_drop_path_rises_over_all_blocks(family):
     model = build(family, drop_path_rate=0.5)
-    rates = [block.drop.p if hasattr(block, 'drop') else block.drop_path.p
-             for stage in model.stages for block in stage.blocks]
+    rates = [
+        block.drop.p if hasattr(block, 'drop') else block.drop_path.p
+        for stage in model.stages
+        for block in stage.blocks
+    ]
     assert rates == pytest.approx([0.1 * i for i in range(6)])
     torch.manual_seed(0)
     x = image(2, 3, 64, 64)
@@ -171,8 +176,13 @@ def test_init_cfg_resizes_position_tables(family, tmp_path):
     source = build(family, img_size=64)
     state = {f'backbone.{name}': t for name, t in source.state_dict().items()}
     torch.save(dict(state_dict=state, meta={}), tmp_path / 'checkpoint.pth')
-    model = build(family, img_size=(96, 160), init_cfg=dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'checkpoint.pth'), prefix='backbone.'))
+    model = build(
+        family,
+        img_size=(96, 160),
+        init_cfg=dict(
+            type='Pretrained', checkpoint=str(tmp_path / 'checkpoint.pth'), prefix='backbone.'
+        ),
+    )
     model.init_weights()
     for name, tensor in model.state_dict().items():
         expected = source.state_dict()[name]
@@ -194,8 +204,9 @@ def test_window_tables_resize():
     sides = {name: model.state_dict()[name].shape[-1] for name in names}
     assert set(sides.values()) == {7, 3}  # 4 tokens in stage 3, 2 in stage 4
     for name, side in sides.items():
-        expected = nn.functional.interpolate(source.state_dict()[name], (side, side),
-                                             mode='bilinear')
+        expected = nn.functional.interpolate(
+            source.state_dict()[name], (side, side), mode='bilinear'
+        )
         torch.testing.assert_close(model.state_dict()[name], expected, rtol=0, atol=0)
 
 
@@ -211,14 +222,17 @@ def test_autocast(family, dtype):
         assert (got - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
-@pytest.mark.parametrize(('kwargs', 'message'), [
-    (dict(arch='giant'), r'or a dict, got .giant.'),
-    (dict(arch=dict(channels=(8, 8, 8, 8))), 'num_heads'),
-    (dict(depths=(1, 2)), 'lengths'),
-    (dict(out_indices=(0, 4)), 'out_indices must be integers from -. to ., got 4'),
-    (dict(out_type='logits'), r"\['featmap', 'avg_featmap'.*\], got 'logits'"),
-    (dict(frozen_stages=5), 'from -1 to ., got 5'),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(arch='giant'), r'or a dict, got .giant.'),
+        (dict(arch=dict(channels=(8, 8, 8, 8))), 'num_heads'),
+        (dict(depths=(1, 2)), 'lengths'),
+        (dict(out_indices=(0, 4)), 'out_indices must be integers from -. to ., got 4'),
+        (dict(out_type='logits'), r"\['featmap', 'avg_featmap'.*\], got 'logits'"),
+        (dict(frozen_stages=5), 'from -1 to ., got 5'),
+    ],
+)
 def test_bad_arguments(family, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(family, **kwargs)
@@ -229,20 +243,26 @@ def test_the_archs_and_arguments_there_are(family):
     for arch in 'giant', 3, None, ['tiny']:
         with pytest.raises(ValueError, match=re.escape(f'arch must be one of {[*cls.arch_zoo]}')):
             cls(arch)
-    with pytest.raises(TypeError, match=f'{family} has no argument drop_path, window; it has '
-                       'arch, .*, drop_path_rate, .*init_cfg') as raised:
+    with pytest.raises(
+        TypeError,
+        match=f'{family} has no argument drop_path, window; it has '
+        'arch, .*, drop_path_rate, .*init_cfg',
+    ) as raised:
         cls(drop_path=0.1, window=7)
     for name in raised.value.args[0].split('it has ')[1].split(', '):
         assert f'{name} (' in f'{cls.__doc__} {Backbone.__doc__}', name
 
 
-@pytest.mark.parametrize(('family', 'kwargs', 'message'), [
-    ('SOFT', dict(out_type='cls_token', out_indices=(2, )), r'out_indices=\(3,\)'),
-    ('SOFT', dict(alpha_scope='all'), "\\['matrix', 'batch'\\]"),
-    ('InLinePVT', dict(out_type='cls_token'), r"\['featmap', 'avg_featmap'\], got 'cls_token'"),
-    ('InLineDeiT', dict(pyramid=True, out_type='cls_token'), "needs out_type 'featmap'"),
-    ('InLineSwin', dict(inline_window_size=0), 'window_size must be None or at least 1, got 0'),
-])
+@pytest.mark.parametrize(
+    ('family', 'kwargs', 'message'),
+    [
+        ('SOFT', dict(out_type='cls_token', out_indices=(2,)), r'out_indices=\(3,\)'),
+        ('SOFT', dict(alpha_scope='all'), "\\['matrix', 'batch'\\]"),
+        ('InLinePVT', dict(out_type='cls_token'), r"\['featmap', 'avg_featmap'\], got 'cls_token'"),
+        ('InLineDeiT', dict(pyramid=True, out_type='cls_token'), "needs out_type 'featmap'"),
+        ('InLineSwin', dict(inline_window_size=0), 'window_size must be None or at least 1, got 0'),
+    ],
+)
 def test_bad_arguments_of_a_family(family, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(family, **kwargs)

@@ -19,13 +19,17 @@ MODELS = {
     'average landmarks': dict(SOFT, landmarks='avg_pool'),
     'random landmarks': dict(SOFT, landmarks='random'),
     'few landmarks': dict(SOFT, num_landmarks=4),
-    'InLineDeiT': dict(type='InLineDeiT',
-                       arch=dict(channels=(32, ), num_heads=(4, ), depths=(2, ))),
-    'pyramid': dict(type='InLineDeiT', pyramid=True,
-                    arch=dict(channels=(32, ), num_heads=(4, ), depths=(2, ))),
+    'InLineDeiT': dict(type='InLineDeiT', arch=dict(channels=(32,), num_heads=(4,), depths=(2,))),
+    'pyramid': dict(
+        type='InLineDeiT', pyramid=True, arch=dict(channels=(32,), num_heads=(4,), depths=(2,))
+    ),
     'InLinePVT': dict(type='InLinePVT', arch=dict(STAGES, mlp_ratios=(8, 8, 4, 4))),
-    'InLineSwin': dict(type='InLineSwin', window_size=2, inline_window_size=5,
-                       arch=dict(STAGES, depths=(2, 1, 2, 1), inline_depths=(2, 1, 0, 0))),
+    'InLineSwin': dict(
+        type='InLineSwin',
+        window_size=2,
+        inline_window_size=5,
+        arch=dict(STAGES, depths=(2, 1, 2, 1), inline_depths=(2, 1, 0, 0)),
+    ),
     'InLineCSwin': dict(type='InLineCSwin', arch=STAGES, stripe_size=3),
 }
 FAMILIES = ('SOFT-Norm', 'InLineDeiT', 'InLinePVT', 'InLineSwin', 'InLineCSwin')
@@ -46,8 +50,9 @@ def image(*size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(0))
 
 
-def with_gradients(model: nn.Module, call, x: Tensor,
-                   dynamic: bool) -> tuple[list[Tensor], list[Tensor]]:
+def with_gradients(
+    model: nn.Module, call, x: Tensor, dynamic: bool
+) -> tuple[list[Tensor], list[Tensor]]:
     """Maps, and the gradients of the image and of all parameters."""
     x = x.clone().requires_grad_()
     if dynamic:
@@ -66,8 +71,9 @@ def assert_same(ours: list[Tensor], expected: list[Tensor], rtol: float) -> None
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
-def check(name: str, mode: str, backend: str, sizes: list[tuple[int, int]],
-          dynamic: bool = False) -> None:
+def check(
+    name: str, mode: str, backend: str, sizes: list[tuple[int, int]], dynamic: bool = False
+) -> None:
     torch._dynamo.reset()
     model = build(name, mode)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
@@ -106,14 +112,15 @@ def test_inductor(name, mode):
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason='torch.export is too young')
-@pytest.mark.parametrize('name', names(
-    ('SOFT-Norm', 'InLineDeiT'), (*FAMILIES, 'ridge', 'few landmarks', 'pyramid')))
+@pytest.mark.parametrize(
+    'name', names(('SOFT-Norm', 'InLineDeiT'), (*FAMILIES, 'ridge', 'few landmarks', 'pyramid'))
+)
 @torch.no_grad()
 def test_exports_for_any_size(name):
     """With operators of PyTorch's alone, so that the program needs no soft_mm."""
     model = build(name, 'eval')
     dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(model, (image(1, 3, 161, 203), ), dynamic_shapes=(dynamic, ))
+    program = torch.export.export(model, (image(1, 3, 161, 203),), dynamic_shapes=(dynamic,))
     assert not [node for node in program.graph.nodes if 'soft_mm' in str(node.target)]
     # Its guards are of strides, which the graph does not use.
     exported = program.module(check_guards=False)

@@ -35,5 +35,5 @@ def test_patch_embeddings_make_channels_last(backbone, batch):
 
 def test_an_image_of_channels_first_is_taken():
     layer, image = PatchEmbed(3, 8, 4, 4), torch.randn(2, 3, 10, 9)
-    expected = F.layer_norm(layer.proj(F.pad(image, (0, 3, 0, 2))).permute(0, 2, 3, 1), (8, ))
+    expected = F.layer_norm(layer.proj(F.pad(image, (0, 3, 0, 2))).permute(0, 2, 3, 1), (8,))
     torch.testing.assert_close(layer(image), expected.permute(0, 3, 1, 2))

@@ -41,8 +41,9 @@ def test_every_size_and_every_change_of_the_weights_counts(layer):
 def test_one_resize_for_many_images_and_its_gradient_in_training(layer, monkeypatch):
     resized = []
     interpolate = F.interpolate
-    monkeypatch.setattr(F, 'interpolate',
-                        lambda *args, **kwargs: resized.append(1) or interpolate(*args, **kwargs))
+    monkeypatch.setattr(
+        F, 'interpolate', lambda *args, **kwargs: resized.append(1) or interpolate(*args, **kwargs)
+    )
     with torch.inference_mode():
         for _ in range(3):
             added(layer, 9, 5)

@@ -4,8 +4,9 @@ from torch import nn
 
 from soft_mm import SOFT
 
-SMALL = dict(channels=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1),
-             kernel_sizes=(9, 5, 3))
+SMALL = dict(
+    channels=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1), kernel_sizes=(9, 5, 3)
+)
 
 
 def build(**kwargs) -> SOFT:
@@ -18,9 +19,10 @@ def image(*size: int) -> torch.Tensor:
 
 
 # REFERENCE: millions of parameters, with the head of 1000 classes.
-@pytest.mark.parametrize(('arch', 'params'), [('tiny', 13.07), ('small', 24.11),
-                                              ('medium', 45.81), ('large', 64.70),
-                                              ('huge', 87.11)])
+@pytest.mark.parametrize(
+    ('arch', 'params'),
+    [('tiny', 13.07), ('small', 24.11), ('medium', 45.81), ('large', 64.70), ('huge', 87.11)],
+)
 @pytest.mark.parametrize('sym_norm', [False, True])
 def test_archs(arch, params, sym_norm):
     model = SOFT(arch, sym_norm=sym_norm).eval()
@@ -31,7 +33,8 @@ def test_archs(arch, params, sym_norm):
         maps = model(image(1, 3, 64, 96))
     assert [tuple(m.shape[1:]) for m in maps] == [
         (channels, 64 // stride, 96 // stride)
-        for channels, stride in zip(model.arch_zoo[arch]['channels'], (4, 8, 16, 32))]
+        for channels, stride in zip(model.arch_zoo[arch]['channels'], (4, 8, 16, 32))
+    ]
     assert all(m.isfinite().all() for m in maps)
 
 
@@ -64,8 +67,7 @@ def test_norm_eval():
     assert all(m.training for m in model.modules() if isinstance(m, nn.LayerNorm))
     free = build().train()
     free(image(2, 3, 64, 64))
-    assert all(m.num_batches_tracked == 1 for m in free.modules()
-               if isinstance(m, nn.BatchNorm2d))
+    assert all(m.num_batches_tracked == 1 for m in free.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 def test_padding_does_not_break_it():
@@ -88,9 +90,17 @@ def test_a_cap_leaves_224_as_it_is():
             assert all(torch.equal(m, o) for m, o in zip(maps, others)) == same
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(landmarks='avg_pool'), dict(landmarks='random'), dict(num_landmarks=4),
-    dict(solver='iteration'), dict(solver='ridge'), dict(solver='ridge', sym_norm=False)])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(landmarks='avg_pool'),
+        dict(landmarks='random'),
+        dict(num_landmarks=4),
+        dict(solver='iteration'),
+        dict(solver='ridge'),
+        dict(solver='ridge', sym_norm=False),
+    ],
+)
 def test_options_train_on_any_size(kwargs):
     model = build(**kwargs)
     sum(m.square().mean() for m in model(image(2, 3, 97, 131))).backward()

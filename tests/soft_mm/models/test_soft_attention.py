@@ -18,13 +18,14 @@ def test_layer_follows_its_description():
         part = slice(4 * head, 4 * head + 4)
         image = q[..., part].mT.reshape(2, 4, h, w)
         tokens = layer.landmarks.conv(image).flatten(2).mT
-        landmarks = F.gelu(F.layer_norm(tokens, (4, )))
+        landmarks = F.gelu(F.layer_norm(tokens, (4,)))
         assert landmarks.shape == (2, 4, 4)
-        attended = nystrom_attention(q[:, None, :, part], v[:, None, :, part],
-                                     landmarks[:, None])[:, 0]
+        attended = nystrom_attention(q[:, None, :, part], v[:, None, :, part], landmarks[:, None])[
+            :, 0
+        ]
         for channel in range(4):
             values = v[..., part][..., channel].reshape(2, 1, h, w)
-            local = F.conv2d(values, layer.dwconv.weight[head:head + 1], padding=1)
+            local = F.conv2d(values, layer.dwconv.weight[head : head + 1], padding=1)
             out[:, head, :, channel] = attended[..., channel] + local.flatten(1)
     expected = layer.proj(out.transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x, (h, w)), expected, rtol=1e-6, atol=1e-6)
@@ -34,7 +35,7 @@ def test_sums_over_many_tokens_do_not_overflow_half_precision():
     layer = SOFTAttention(dims=8, num_heads=1, ratio=64, kernel_size=3)
     with torch.no_grad():
         layer.v.weight.zero_()
-        layer.v.bias.fill_(100.)  # 4096 tokens of 100: over fp16's 65504
+        layer.v.bias.fill_(100.0)  # 4096 tokens of 100: over fp16's 65504
     with torch.autocast('cpu', torch.float16):
         assert layer(torch.randn(1, 4096, 8), (64, 64)).isfinite().all()
 
@@ -75,8 +76,9 @@ def test_a_cap_on_the_landmarks(mode):
         if hw == (6, 6) and mode != 'random':
             torch.testing.assert_close(capped(q, hw), free(q, hw), rtol=0, atol=0)
     if mode == 'avg_pool':  # the average of all tokens is that of the landmarks' averages
-        torch.testing.assert_close(capped(q, hw).mean(2)[..., 0], q.mean(2)[..., 0], atol=2e-2,
-                                   rtol=0)
+        torch.testing.assert_close(
+            capped(q, hw).mean(2)[..., 0], q.mean(2)[..., 0], atol=2e-2, rtol=0
+        )
 
 
 def test_landmark_arguments_are_checked():

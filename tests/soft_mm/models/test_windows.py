@@ -42,7 +42,7 @@ def test_split_and_join(hw, shift):
     parts = windows.split(x)
     assert parts.shape[1:] == (12, DIMS)
     torch.testing.assert_close(windows.join(parts), x, rtol=0, atol=0)
-    torch.testing.assert_close(windows.num_tokens(x).sum(), torch.tensor(2. * hw[0] * hw[1]))
+    torch.testing.assert_close(windows.num_tokens(x).sum(), torch.tensor(2.0 * hw[0] * hw[1]))
     real = windows.real(x.device).repeat(2, 1)
     torch.testing.assert_close(windows.num_tokens(x)[:, 0], real.sum(1).float())
     assert not parts[~real].any()
@@ -56,8 +56,9 @@ def places(side: int, size: int, shifted: bool) -> list[tuple[int, int, bool]]:
     size = min(side, size)
     shift = size // 2 if shifted and side > size else 0
     padded = -(-side // size) * size
-    return [((p - shift) % padded // size, (p - shift) % padded % size, p < shift)
-            for p in range(side)]
+    return [
+        ((p - shift) % padded // size, (p - shift) % padded % size, p < shift) for p in range(side)
+    ]
 
 
 def groups(hw: tuple[int, int], shifted: bool, keep_apart: bool) -> list[tuple[list, list]]:
@@ -109,8 +110,13 @@ def test_softmax_windows(hw, shifted):
     expected = torch.empty_like(x)
     for indices, where in groups(hw, shifted, keep_apart=True):
         q, k, v = (heads(t) for t in layer.qkv(x[:, indices]).chunk(3, -1))
-        bias = torch.stack([table[:, y - ky + SIZE - 1, x - kx + SIZE - 1]
-                            for (y, x), (ky, kx) in itertools.product(where, repeat=2)], -1)
+        bias = torch.stack(
+            [
+                table[:, y - ky + SIZE - 1, x - kx + SIZE - 1]
+                for (y, x), (ky, kx) in itertools.product(where, repeat=2)
+            ],
+            -1,
+        )
         scores = q @ k.mT * (DIMS // HEADS) ** -0.5 + bias.unflatten(-1, (len(where), -1))
         expected[:, indices] = layer.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x, hw), expected)
@@ -121,8 +127,7 @@ def test_softmax_windows(hw, shifted):
 def test_stripes(hw, stripe_size):
     layer, x = make(CrossShapedAttention, stripe_size), tokens(hw)
     height, width = hw
-    branches = [lambda y, x: x // SIZE, lambda y, x: y // SIZE] if stripe_size else [
-        lambda y, x: 0]
+    branches = [lambda y, x: x // SIZE, lambda y, x: y // SIZE] if stripe_size else [lambda y, x: 0]
     outs = []
     for i, stripe in enumerate(branches):
         positions = list(itertools.product(range(height), range(width)))
@@ -131,10 +136,14 @@ def test_stripes(hw, stripe_size):
         for number in {stripe(*p) for p in positions}:
             indices = [j for j, p in enumerate(positions) if stripe(*p) == number]
             q, k, v = (t[..., channels] for t in layer.qkv(x[:, indices]).chunk(3, -1))
-            split = [t.unflatten(-1, (HEADS // len(branches), -1)).transpose(1, 2)
-                     for t in (q, k, v)]
-            attended = (F.softmax(split[0] @ split[1].mT * (DIMS // HEADS) ** -0.5, -1)
-                        @ split[2]).transpose(1, 2).flatten(2)
+            split = [
+                t.unflatten(-1, (HEADS // len(branches), -1)).transpose(1, 2) for t in (q, k, v)
+            ]
+            attended = (
+                (F.softmax(split[0] @ split[1].mT * (DIMS // HEADS) ** -0.5, -1) @ split[2])
+                .transpose(1, 2)
+                .flatten(2)
+            )
             where = [positions[j] for j in indices]
             lepe = layer.lepe[i]
             out[:, indices] = attended + convolved(v, where, lepe.weight[None, :, 0]) + lepe.bias
@@ -153,9 +162,15 @@ def test_a_class_token_attends_and_is_not_convolved():
     torch.testing.assert_close(layer(x, hw), layer.proj(out))
 
 
-@pytest.mark.parametrize('layer', [
-    InLineAttention, SelfAttention, lambda *args: WindowAttention(*args, 7, False),
-    lambda *args: CrossShapedAttention(*args, None)])
+@pytest.mark.parametrize(
+    'layer',
+    [
+        InLineAttention,
+        SelfAttention,
+        lambda *args: WindowAttention(*args, 7, False),
+        lambda *args: CrossShapedAttention(*args, None),
+    ],
+)
 def test_heads_are_checked(layer):
     with pytest.raises(ValueError, match='num_heads must divide the 8 channels, got 3'):
         layer(8, 3)

@@ -21,20 +21,32 @@ from soft_mm.ops.newton_inverse import triton_kernels as inverse
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 
 
-def report(capability: int, kernel, pointers: dict[str, str], constants: dict, floats=(),
-           **options) -> str:
+def report(
+    capability: int, kernel, pointers: dict[str, str], constants: dict, floats=(), **options
+) -> str:
     """One line; arguments that are neither pointers nor constants nor floats are integers."""
-    kinds = {**dict.fromkeys(kernel.arg_names, 'i32'), **dict.fromkeys(constants, 'constexpr'),
-             **dict.fromkeys(floats, 'fp32'), **{k: '*' + v for k, v in pointers.items()}}
-    aligned = {(i, ): [['tt.divisibility', 16]] for i, name in enumerate(kernel.arg_names)
-               if name in pointers}
+    kinds = {
+        **dict.fromkeys(kernel.arg_names, 'i32'),
+        **dict.fromkeys(constants, 'constexpr'),
+        **dict.fromkeys(floats, 'fp32'),
+        **{k: '*' + v for k, v in pointers.items()},
+    }
+    aligned = {
+        (i,): [['tt.divisibility', 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name in pointers
+    }
     source = ASTSource(kernel, {k: kinds[k] for k in kernel.arg_names}, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(compiled.asm['cubin'])
         file.flush()
-        usage = subprocess.run([CUOBJDUMP, '--dump-resource-usage', file.name],
-                               capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [CUOBJDUMP, '--dump-resource-usage', file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     registers, spilled = (re.search(rf'{name}:(\d+)', usage)[1] for name in ('REG', 'STACK'))
     name = '-'.join((kernel.fn.__name__, *pointers.values(), *map(str, constants.values())))
     return f'{name} {compiled.metadata.shared} {registers} {spilled}'
@@ -43,24 +55,44 @@ def report(capability: int, kernel, pointers: dict[str, str], constants: dict, f
 def main(capability: int) -> None:
     for d in (32, 64):
         for dtype, exponent in (('fp32', 'tf32x3'), ('bf16', 'tf32')):
-            constants = dict(d=d, e=d, D=d, E=d, ROWS=product.ROWS, COLUMNS=product.COLUMNS,
-                             EXPONENT=exponent)
+            constants = dict(
+                d=d, e=d, D=d, E=d, ROWS=product.ROWS, COLUMNS=product.COLUMNS, EXPONENT=exponent
+            )
             pointers = dict(q=dtype, k=dtype, v=dtype, out='fp32')
             for kernel in (product._sum_values, product._sum_differences):
                 if 'g' in kernel.arg_names:
                     pointers['g'] = 'fp32'
-                print(report(capability, kernel, pointers, constants, num_warps=d // 8,
-                             num_stages=2))
+                print(
+                    report(capability, kernel, pointers, constants, num_warps=d // 8, num_stages=2)
+                )
     for block in (16, 64):
-        print(report(capability, inverse._iterate, dict(p='fp32', alpha='fp32', out='fp32'),
-                     dict(BLOCK=block), ['small']))
+        print(
+            report(
+                capability,
+                inverse._iterate,
+                dict(p='fp32', alpha='fp32', out='fp32'),
+                dict(BLOCK=block),
+                ['small'],
+            )
+        )
     for dtype in ('fp32', 'bf16'):
         tile = dict(TOKENS=conv.TOKENS, CHANNELS=conv.CHANNELS)
-        print(report(capability, conv._convolve,
-                     dict.fromkeys(('v', 'filters', 'bias', 'out'), dtype),
-                     dict(FLIPPED=False, **tile)))
-        print(report(capability, conv._correlate, dict(g=dtype, v=dtype, out='fp32'),
-                     {**tile, 'TOKENS': conv.TOKENS // 2}))
+        print(
+            report(
+                capability,
+                conv._convolve,
+                dict.fromkeys(('v', 'filters', 'bias', 'out'), dtype),
+                dict(FLIPPED=False, **tile),
+            )
+        )
+        print(
+            report(
+                capability,
+                conv._correlate,
+                dict(g=dtype, v=dtype, out='fp32'),
+                {**tile, 'TOKENS': conv.TOKENS // 2},
+            )
+        )
 
 
 if __name__ == '__main__':

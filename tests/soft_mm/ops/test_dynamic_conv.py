@@ -33,14 +33,14 @@ SIZES = [(2, 5, 7, 3), (1, 1, 1, 1), (3, 2, 9, 8), (2, 6, 1, 16), (70, 1, 2, 32)
 @pytest.mark.parametrize('biased', [False, True])
 def test_equals_the_definition_with_every_gradient(size, biased, kernel):
     b, h, w, c = size
-    inputs = [tokens(b, h * w, 3 * c)[..., c:2 * c], tokens(b, c, 3, 3), *([tokens(c)] * biased)]
+    inputs = [tokens(b, h * w, 3 * c)[..., c : 2 * c], tokens(b, c, 3, 3), *([tokens(c)] * biased)]
     inputs = [x.requires_grad_() for x in inputs]
     bias = inputs[2] if biased else None
-    outs = [dynamic_conv(*inputs[:2], (h, w), bias, kernel),
-            reference(*inputs[:2], (h, w), bias)]
+    outs = [dynamic_conv(*inputs[:2], (h, w), bias, kernel), reference(*inputs[:2], (h, w), bias)]
     torch.testing.assert_close(*outs)
-    for got, expected in zip(*(torch.autograd.grad(out, inputs, tokens(*out.shape))
-                               for out in outs)):
+    for got, expected in zip(
+        *(torch.autograd.grad(out, inputs, tokens(*out.shape)) for out in outs)
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -48,16 +48,19 @@ def test_each_map_has_its_own_filters():
     filters = torch.zeros(2, 1, 3, 3)
     filters[0, 0, 1, 1] = 1  # stays
     filters[1, 0, 1, 0] = 1  # takes what is to its left
-    out = dynamic_conv(torch.arange(1., 7).repeat(2, 1)[..., None], filters, (2, 3))
+    out = dynamic_conv(torch.arange(1.0, 7).repeat(2, 1)[..., None], filters, (2, 3))
     assert out[0, :, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert out[1, :, 0].tolist() == [0, 1, 2, 0, 4, 5]
 
 
-@pytest.mark.parametrize('shapes', [
-    ((2, 7, 3), (2, 3, 3, 3), (3, )),
-    ((2, 6, 3), (1, 3, 3, 3), (3, )),
-    ((2, 6, 3), (2, 3, 3, 3), (4, )),
-])
+@pytest.mark.parametrize(
+    'shapes',
+    [
+        ((2, 7, 3), (2, 3, 3, 3), (3,)),
+        ((2, 6, 3), (1, 3, 3, 3), (3,)),
+        ((2, 6, 3), (2, 3, 3, 3), (4,)),
+    ],
+)
 def test_shapes_are_checked(shapes):
     v, filters, bias = map(torch.zeros, shapes)
     with pytest.raises(ValueError, match=r'v must be \(B, H·W, C\).* for \(H, W\) = \(2, 3\)'):
@@ -65,7 +68,7 @@ def test_shapes_are_checked(shapes):
 
 
 def inputs(b: int, h: int, w: int, c: int, dtype=torch.float64) -> list[torch.Tensor]:
-    shapes = (b, h * w, c), (b, c, 3, 3), (c, )
+    shapes = (b, h * w, c), (b, c, 3, 3), (c,)
     return [tokens(*shape).to(dtype).requires_grad_() for shape in shapes]
 
 
@@ -104,8 +107,10 @@ def test_any_strides(compiled):
     filters = tokens(3, 3, 8, 2).permute(3, 2, 1, 0).requires_grad_()
     grads = [tokens(2, 8, 80).mT, tokens(1, 1, 1).expand(2, 80, 8)]
     for grad in grads:
-        got, expected = (torch.autograd.grad(fn(v, filters, (5, 16)), (v, filters), grad)
-                         for fn in (lambda *x: dynamic_conv(*x, kernel=compiled), reference))
+        got, expected = (
+            torch.autograd.grad(fn(v, filters, (5, 16)), (v, filters), grad)
+            for fn in (lambda *x: dynamic_conv(*x, kernel=compiled), reference)
+        )
         torch.testing.assert_close(got, expected)
 
 
@@ -133,13 +138,19 @@ def test_opcheck(dtype, compiled):
 V = torch.zeros(2, 6, 3)
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    ((V, V, None, 2, 3), r'filters must be \[2, 3, 3, 3\] .* Float on cpu, got \[2, 6, 3\]'),
-    ((V, torch.zeros(2, 3, 3, 3).half(), None, 2, 3), 'filters must be .* got .* Half'),
-    ((V, torch.zeros(2, 3, 3, 3), V[0, 0, :2], 2, 3), r'bias must be \[3\] .* got \[2\]'),
-    ((V, V, None, 2, 4), r'v must be \(B, H·W, C\), got \[2, 6, 3\] for \(H, W\) = \(2, 4\)'),
-    ((V.long(), V, None, 2, 3), 'v must be of a floating dtype and on the CPU, got Long on cpu'),
-])
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ((V, V, None, 2, 3), r'filters must be \[2, 3, 3, 3\] .* Float on cpu, got \[2, 6, 3\]'),
+        ((V, torch.zeros(2, 3, 3, 3).half(), None, 2, 3), 'filters must be .* got .* Half'),
+        ((V, torch.zeros(2, 3, 3, 3), V[0, 0, :2], 2, 3), r'bias must be \[3\] .* got \[2\]'),
+        ((V, V, None, 2, 4), r'v must be \(B, H·W, C\), got \[2, 6, 3\] for \(H, W\) = \(2, 4\)'),
+        (
+            (V.long(), V, None, 2, 3),
+            'v must be of a floating dtype and on the CPU, got Long on cpu',
+        ),
+    ],
+)
 def test_bad_arguments_of_the_compiled_op(args, message, compiled):
     with pytest.raises(RuntimeError, match=message):
         OPS.convolve_tokens(*args)

@@ -22,8 +22,9 @@ def test_equals_the_reference_with_every_gradient(size):
     ours, theirs = gaussian_kernel(*inputs), reference(*inputs)
     torch.testing.assert_close(ours, theirs)
     grad = tokens(*ours.shape)
-    for got, expected in zip(torch.autograd.grad(ours, inputs, grad),
-                             torch.autograd.grad(theirs, inputs, grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad)
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -34,8 +35,9 @@ def test_gradcheck():
 
 def test_opcheck():
     q, k = pair(2, 1, 5, 3, 4, dtype=torch.float32)
-    torch.library.opcheck(torch.ops.soft_mm.gaussian_kernel,
-                          (q.requires_grad_(), k.requires_grad_()))
+    torch.library.opcheck(
+        torch.ops.soft_mm.gaussian_kernel, (q.requires_grad_(), k.requires_grad_())
+    )
 
 
 def test_non_contiguous_inputs_and_gradients():
@@ -46,8 +48,9 @@ def test_non_contiguous_inputs_and_gradients():
     ours = gaussian_kernel(q, k)
     torch.testing.assert_close(ours, reference(q, k))
     grad = tokens(*ours.shape).mT.contiguous().mT
-    for got, expected in zip(torch.autograd.grad(ours, (q, k), grad),
-                             torch.autograd.grad(reference(q, k), (q, k), grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, (q, k), grad), torch.autograd.grad(reference(q, k), (q, k), grad)
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -56,7 +59,7 @@ def error(fn, q: Tensor, k: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize('offset', [0., 30.])
+@pytest.mark.parametrize('offset', [0.0, 30.0])
 def test_computes_in_fp32(dtype, offset):
     """At most twice the rounding error of the exact differences in fp32, far from 0 as well."""
     q, k = pair(2, 3, 49, 7, 32)
@@ -97,8 +100,9 @@ def test_shapes_are_checked():
 
 
 def test_meta_tensors():
-    assert gaussian_kernel(torch.empty(2, 5, 4, device='meta'),
-                           torch.empty(2, 3, 4, device='meta')).shape == (2, 5, 3)
+    assert gaussian_kernel(
+        torch.empty(2, 5, 4, device='meta'), torch.empty(2, 3, 4, device='meta')
+    ).shape == (2, 5, 3)
 
 
 def test_compiles_without_a_graph_break():

@@ -14,8 +14,11 @@ def tokens(*shape: int, dtype=torch.float64) -> Tensor:
 
 
 def inputs_of(b, h, m, n, d, e, dtype=torch.float64) -> list[Tensor]:
-    return [tokens(b, h, m, d, dtype=dtype) * d**-0.25, tokens(b, h, n, d, dtype=dtype) * d**-0.25,
-            tokens(b, h, n, e, dtype=dtype)]
+    return [
+        tokens(b, h, m, d, dtype=dtype) * d**-0.25,
+        tokens(b, h, n, d, dtype=dtype) * d**-0.25,
+        tokens(b, h, n, e, dtype=dtype),
+    ]
 
 
 @pytest.fixture(params=[1, 2**21])
@@ -30,15 +33,17 @@ def test_equals_the_reference_with_every_gradient(size, tile):
     ours, theirs = gaussian_product(*inputs), reference(*inputs)
     torch.testing.assert_close(ours, theirs)
     grad = tokens(*ours.shape)
-    for got, expected in zip(torch.autograd.grad(ours, inputs, grad),
-                             torch.autograd.grad(theirs, inputs, grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad)
+    ):
         torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize('size', [(2, 1, 5, 3, 4, 2), (1, 2, 3, 5, 4, 2)])
 def test_gradcheck(size):
-    assert torch.autograd.gradcheck(gaussian_product,
-                                    [t.requires_grad_() for t in inputs_of(*size)])
+    assert torch.autograd.gradcheck(
+        gaussian_product, [t.requires_grad_() for t in inputs_of(*size)]
+    )
 
 
 def test_opcheck():
@@ -53,20 +58,24 @@ def test_non_contiguous_inputs_and_gradients(tile):
     grad = tokens(2, 3, 5, 35).mT
     ours, theirs = (fn(q, k, v) for fn in (gaussian_product, reference))
     torch.testing.assert_close(ours, theirs)
-    for got, expected in zip(torch.autograd.grad(ours, (q, k, v), grad),
-                             torch.autograd.grad(theirs, (q, k, v), grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, (q, k, v), grad), torch.autograd.grad(theirs, (q, k, v), grad)
+    ):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize('offset', [0., 30.])
+@pytest.mark.parametrize('offset', [0.0, 30.0])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_computes_in_fp32(dtype, offset):
     """At most twice the error of plain torch in fp32, with every gradient, far from 0 as well."""
     inputs = inputs_of(1, 2, 49, 130, 32, 16)
     inputs = [(t + offset * (i < 2)).to(dtype) for i, t in enumerate(inputs)]
     outputs = []
-    for fn, kind in ((reference, torch.float64), (reference, torch.float32),
-                     (gaussian_product, dtype)):
+    for fn, kind in (
+        (reference, torch.float64),
+        (reference, torch.float32),
+        (gaussian_product, dtype),
+    ):
         leaves = [t.to(kind).requires_grad_() for t in inputs]
         out = fn(*leaves)
         out.sum().backward()
@@ -86,8 +95,11 @@ def test_memory_grows_with_the_tokens_and_not_with_their_product():
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            sizes.extend(t.numel() for t in (out if isinstance(out, tuple) else (out, ))
-                         if isinstance(t, Tensor))
+            sizes.extend(
+                t.numel()
+                for t in (out if isinstance(out, tuple) else (out,))
+                if isinstance(t, Tensor)
+            )
             return out
 
     inputs = [t.requires_grad_() for t in inputs_of(1, 1, 9000, 1000, 8, 8)]

@@ -16,8 +16,11 @@ def tokens(*shape: int, dtype=torch.float64) -> Tensor:
 
 
 def qkv(b, h, m, n, d, e, dtype=torch.float64) -> list[Tensor]:
-    return [tokens(b, h, m, d, dtype=dtype), tokens(b, h, n, d, dtype=dtype) + 0.5,
-            tokens(b, h, n, e, dtype=dtype) - 1]
+    return [
+        tokens(b, h, m, d, dtype=dtype),
+        tokens(b, h, n, d, dtype=dtype) + 0.5,
+        tokens(b, h, n, e, dtype=dtype) - 1,
+    ]
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -26,8 +29,9 @@ def test_equals_the_definition_with_every_gradient(size):
     ours, theirs = inline_attention(*inputs), reference(*inputs)
     torch.testing.assert_close(ours, theirs)
     grad = tokens(*ours.shape)
-    for got, expected in zip(torch.autograd.grad(ours, inputs, grad),
-                             torch.autograd.grad(theirs, inputs, grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad)
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -45,8 +49,9 @@ def test_different_queries_have_different_rows():
     """Linear attention forgets how long a query is (positive keys and queries, as it needs)."""
     q, k = tokens(6, 4).abs(), tokens(9, 4).abs()
     scores, longer = q @ k.mT, 3 * q @ k.mT
-    torch.testing.assert_close(scores / scores.sum(-1, keepdim=True),
-                               longer / longer.sum(-1, keepdim=True))
+    torch.testing.assert_close(
+        scores / scores.sum(-1, keepdim=True), longer / longer.sum(-1, keepdim=True)
+    )
     rows = attention_rows(torch.cat((q, 3 * q)), k)
     assert torch.pdist(rows).min() > 1e-3
     # The rows tell any two queries apart where the keys span their space.
@@ -69,8 +74,10 @@ def test_non_contiguous_inputs_and_gradients():
     ours = inline_attention(*inputs)
     torch.testing.assert_close(ours, reference(*inputs))
     grad = tokens(*ours.shape).mT.contiguous().mT
-    for got, expected in zip(torch.autograd.grad(ours, inputs, grad),
-                             torch.autograd.grad(reference(*inputs), inputs, grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, inputs, grad),
+        torch.autograd.grad(reference(*inputs), inputs, grad),
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -87,9 +94,14 @@ def test_computes_in_fp32(dtype):
         torch.testing.assert_close(inline_attention(q, k, v), out, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('shapes', [((2, 3, 4), (1, 5, 4), (1, 5, 4)),
-                                    ((2, 3, 4), (2, 5, 3), (2, 5, 3)),
-                                    ((2, 3, 4), (2, 5, 4), (2, 6, 4))])
+@pytest.mark.parametrize(
+    'shapes',
+    [
+        ((2, 3, 4), (1, 5, 4), (1, 5, 4)),
+        ((2, 3, 4), (2, 5, 3), (2, 5, 3)),
+        ((2, 3, 4), (2, 5, 4), (2, 6, 4)),
+    ],
+)
 def test_shapes_are_checked(shapes):
     with pytest.raises(ValueError, match=r'got \(2, 3, 4\)'):
         inline_attention(*(torch.zeros(shape) for shape in shapes))
@@ -98,7 +110,7 @@ def test_shapes_are_checked(shapes):
 def projections(*shape: int, dtype=torch.float64) -> list[Tensor]:
     """x ``(B, N, C)``, weight and bias of q, k and v."""
     dims = shape[-1]
-    shapes = shape, (3 * dims, dims), (3 * dims, )
+    shapes = shape, (3 * dims, dims), (3 * dims,)
     return [(tokens(*s, dtype=dtype) + 0.5).requires_grad_() for s in shapes]
 
 
@@ -114,8 +126,9 @@ def test_without_queries_and_keys_equals_the_definition_with_every_gradient(shap
     ours, theirs = (attend(*inputs, num_heads) for attend in (inline_self_attention, projected))
     torch.testing.assert_close(ours, theirs)
     grads = [tokens(*shape), tokens(*shape) - 1]
-    for got, expected in zip(torch.autograd.grad(ours, inputs, grads),
-                             torch.autograd.grad(theirs, inputs, grads)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, inputs, grads), torch.autograd.grad(theirs, inputs, grads)
+    ):
         torch.testing.assert_close(got, expected, atol=1e-11, rtol=1e-9)
 
 
@@ -125,14 +138,16 @@ def test_without_queries_and_keys_in_fp32():
     exact = projected(*(t.double() for t in inputs), 2)[0]
     q, k, v = torch.nn.functional.linear(*inputs).chunk(3, -1)
     made = inline_attention(*(split_heads(t, 2) for t in (q, k, v))).transpose(1, 2).flatten(2)
-    error, other = ((out - exact).abs().max() for out in
-                    (inline_self_attention(*inputs, 2)[0], made))
+    error, other = (
+        (out - exact).abs().max() for out in (inline_self_attention(*inputs, 2)[0], made)
+    )
     assert error <= max(2 * other, 1e-5 * exact.abs().max())
 
 
 def test_without_queries_and_keys_passes_opcheck():
-    torch.library.opcheck(torch.ops.soft_mm.inline_self_attention,
-                          (*projections(2, 9, 8, dtype=torch.float32), 2))
+    torch.library.opcheck(
+        torch.ops.soft_mm.inline_self_attention, (*projections(2, 9, 8, dtype=torch.float32), 2)
+    )
 
 
 def test_queries_and_keys_are_left_out_for_many_tokens_on_a_cpu(monkeypatch):

@@ -9,9 +9,10 @@ from soft_mm.ops.mlp.reference import mlp as reference
 
 def inputs_of(*tokens: int, dims=6, hidden=20, out=5, dtype=torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = (*tokens, dims), (hidden, dims), (hidden, ), (out, hidden), (out, )
-    return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_()
-            for shape in shapes]
+    shapes = (*tokens, dims), (hidden, dims), (hidden,), (out, hidden), (out,)
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes
+    ]
 
 
 @pytest.fixture
@@ -22,14 +23,15 @@ def tiles(monkeypatch):
 
 
 @pytest.mark.parametrize('approximate', ['none', 'tanh'])
-@pytest.mark.parametrize('tokens', [(2, 131), (64, ), (1, )])
+@pytest.mark.parametrize('tokens', [(2, 131), (64,), (1,)])
 def test_equals_the_reference_with_every_gradient(tiles, tokens, approximate):
     inputs = inputs_of(*tokens)
     ours, theirs = mlp(*inputs, approximate), reference(*inputs, approximate)
     torch.testing.assert_close(ours, theirs)
     grad = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
-    for got, expected in zip(torch.autograd.grad(ours, inputs, grad),
-                             torch.autograd.grad(theirs, inputs, grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad)
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -49,8 +51,9 @@ def test_non_contiguous(tiles):
 
 def test_hidden_values_are_not_kept(tiles):
     inputs, sizes = inputs_of(500), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t,
-                                                  lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
         mlp(*inputs)
     assert max(sizes) == 500 * 6
 

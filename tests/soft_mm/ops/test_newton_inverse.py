@@ -27,15 +27,19 @@ def test_inverts(shape):
 @pytest.mark.parametrize('iterations', [0, 1, 5])
 def test_takes_the_steps_of_the_reference(iterations):
     p = matrix(2, 3, 17)
-    torch.testing.assert_close(newton_inverse(p, alpha_of(p), iterations),
-                               reference(p, alpha_of(p), iterations), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        newton_inverse(p, alpha_of(p), iterations),
+        reference(p, alpha_of(p), iterations),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 def test_implicit_gradient_equals_that_through_every_iteration():
     p = matrix(2, 3, 17).requires_grad_()
     grad = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(0))
-    (implicit, ) = torch.autograd.grad(newton_inverse(p, alpha_of(p)), p, grad)
-    (unrolled, ) = torch.autograd.grad(reference(p, alpha_of(p)), p, grad)
+    (implicit,) = torch.autograd.grad(newton_inverse(p, alpha_of(p)), p, grad)
+    (unrolled,) = torch.autograd.grad(reference(p, alpha_of(p)), p, grad)
     torch.testing.assert_close(implicit, unrolled)
 
 
@@ -76,7 +80,7 @@ def test_singular_stays_finite(m):
     """Identical landmarks: K2 is all ones, of rank one; its pseudo-inverse is K2 / m²."""
     p = torch.ones(2, m, m).requires_grad_()
     inverse = newton_inverse(p)
-    (grad, ) = torch.autograd.grad(inverse.sum(), p)
+    (grad,) = torch.autograd.grad(inverse.sum(), p)
     assert grad.isfinite().all()
     torch.testing.assert_close(inverse, p.detach() / m**2, atol=1e-4, rtol=1e-3)
 
@@ -91,14 +95,24 @@ def test_arguments_are_checked():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_stops_where_nothing_changes_any_more(dtype):
     p = matrix(2, 3, 49, dtype=dtype)
-    few, all_of_them = (newton_inverse(p, iterations=1000, until_converged=until_converged)
-                        for until_converged in (True, False))
-    torch.testing.assert_close(few, all_of_them, rtol=1e-5 if dtype == torch.float32 else 1e-13,
-                               atol=1e-6 if dtype == torch.float32 else 1e-14)
+    few, all_of_them = (
+        newton_inverse(p, iterations=1000, until_converged=until_converged)
+        for until_converged in (True, False)
+    )
+    torch.testing.assert_close(
+        few,
+        all_of_them,
+        rtol=1e-5 if dtype == torch.float32 else 1e-13,
+        atol=1e-6 if dtype == torch.float32 else 1e-14,
+    )
 
 
 def test_does_not_stop_for_a_singular_matrix():
     p = matrix(1, 9)
     p = torch.block_diag(p[0], torch.ones(3, 3, dtype=p.dtype))[None]
-    torch.testing.assert_close(newton_inverse(p, iterations=9, until_converged=True),
-                               reference(p, alpha_of(p), 9), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        newton_inverse(p, iterations=9, until_converged=True),
+        reference(p, alpha_of(p), 9),
+        rtol=1e-12,
+        atol=1e-12,
+    )

@@ -28,14 +28,14 @@ def way(request, monkeypatch):
 
 
 # From far apart, K2 = I nearly, to nearly the same, where 20 iterations do not converge.
-@pytest.mark.parametrize('spread', [3., 0.6, 0.1, 0.])
+@pytest.mark.parametrize('spread', [3.0, 0.6, 0.1, 0.0])
 @pytest.mark.parametrize('shape', [(2, 3, 7), (1, 1), (1, 2, 201)])
 def test_equals_the_iteration(way, shape, spread):
     inputs = system(*shape, spread=spread)
     assert_equal(newton_solve(*inputs), reference(*inputs))
 
 
-@pytest.mark.parametrize('spread', [3., 0.6, 0.1])
+@pytest.mark.parametrize('spread', [3.0, 0.6, 0.1])
 def test_computes_what_twenty_iterations_do(way, spread):
     """In fp32 at most twice as far from it as the iteration is itself."""
     exact = reference(*system(2, 201, spread=spread))
@@ -69,17 +69,21 @@ def test_implicit_gradients(way):
 
 
 def test_gradcheck(way):
-    p, v, alpha = system(2, 5, spread=3.)
+    p, v, alpha = system(2, 5, spread=3.0)
     symmetric = p.clone().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda p, v: newton_solve((p + p.mT) / 2, v, alpha), (symmetric, v.requires_grad_()),
-        eps=1e-4, atol=1e-4)
+        lambda p, v: newton_solve((p + p.mT) / 2, v, alpha),
+        (symmetric, v.requires_grad_()),
+        eps=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_opcheck():
-    p, v, alpha = system(2, 5, spread=3., dtype=torch.float32)
-    torch.library.opcheck(torch.ops.soft_mm.newton_solve,
-                          (p.requires_grad_(), v.requires_grad_(), alpha, 20))
+    p, v, alpha = system(2, 5, spread=3.0, dtype=torch.float32)
+    torch.library.opcheck(
+        torch.ops.soft_mm.newton_solve, (p.requires_grad_(), v.requires_grad_(), alpha, 20)
+    )
 
 
 def test_batches_and_strides(way):
@@ -121,14 +125,16 @@ def test_half_precision():
 def test_the_rational_function_is_as_close_as_it_says():
     z = torch.cat((torch.zeros(1), torch.logspace(-6, 8, 2000))).double()
     r = rational.POLE / (rational.POLE + z)
-    g = sum(c * torch.special.chebyshev_polynomial_t(2 * r - 1, n)
-            for n, c in enumerate(rational.coefficients()))
+    g = sum(
+        c * torch.special.chebyshev_polynomial_t(2 * r - 1, n)
+        for n, c in enumerate(rational.coefficients())
+    )
     phi = torch.where(z == 0, 1, -torch.expm1(-z) / z)
     assert (g * r / phi - 1).abs().max() < 1e-7
 
 
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r'\(3, 3\) and \(4, 1\)'):
-        newton_solve(torch.eye(3), torch.zeros(4, 1), torch.tensor(1.))
+        newton_solve(torch.eye(3), torch.zeros(4, 1), torch.tensor(1.0))
     with pytest.raises(ValueError, match='at least 0, got -1'):
-        newton_solve(torch.eye(3), torch.zeros(3, 1), torch.tensor(1.), iterations=-1)
+        newton_solve(torch.eye(3), torch.zeros(3, 1), torch.tensor(1.0), iterations=-1)

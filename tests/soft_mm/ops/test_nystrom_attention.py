@@ -9,8 +9,14 @@ from soft_mm.ops.newton_inverse.reference import newton_inverse
 from soft_mm.ops.newton_solve import rational
 
 
-def formula(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = False,
-            solver: str = 'newton', alpha_scope: str = 'matrix') -> Tensor:
+def formula(
+    q: Tensor,
+    v: Tensor,
+    landmarks: Tensor,
+    sym_norm: bool = False,
+    solver: str = 'newton',
+    alpha_scope: str = 'matrix',
+) -> Tensor:
     """The papers' attention, one matrix at a time."""
     k1, k2 = gaussian_kernel(q, landmarks), gaussian_kernel(landmarks, landmarks)
     whole = k2.sum(-1).max()
@@ -20,15 +26,17 @@ def formula(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool = False,
             matrix = k2[b, h]
             eye = torch.eye(len(matrix), dtype=matrix.dtype)
             norm = matrix.sum(-1).max() if alpha_scope == 'matrix' else whole
-            scale = torch.diag(matrix.sum(-1)**-0.5) if sym_norm else eye
+            scale = torch.diag(matrix.sum(-1) ** -0.5) if sym_norm else eye
             if solver == 'ridge':
                 inverse = torch.linalg.inv(matrix + 0.01 * eye)
             elif sym_norm:
                 alpha = 2 / norm**2
                 for _ in range(10):
                     every = [matrix] if alpha_scope == 'matrix' else k2.flatten(0, 1)
-                    sums = [(torch.eye(len(p), dtype=p.dtype) - alpha * p @ p).abs().sum(0).max()
-                            for p in every]
+                    sums = [
+                        (torch.eye(len(p), dtype=p.dtype) - alpha * p @ p).abs().sum(0).max()
+                        for p in every
+                    ]
                     if max(sums) <= 1.01:
                         break
                     alpha = alpha / 2
@@ -45,7 +53,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     shapes = (2, 3, 35, 8), (2, 3, 35, 8), (2, 3, 9, 8)
     q, v, landmarks = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
     # Matrices of different scales, so that one alpha for all differs from one for each.
-    return q * 0.6, v, landmarks * torch.tensor([0.2, 0.6, 1.]).double().view(1, 3, 1, 1)
+    return q * 0.6, v, landmarks * torch.tensor([0.2, 0.6, 1.0]).double().view(1, 3, 1, 1)
 
 
 @pytest.fixture(params=['torch', 'reference', 'cuda'])
@@ -62,7 +70,10 @@ def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, kernel, monke
     monkeypatch.setattr(rational, 'SMALL', 5)
     torch.testing.assert_close(
         nystrom_attention(*inputs, sym_norm, solver, alpha_scope, kernel),
-        formula(*inputs, sym_norm, solver, alpha_scope), rtol=1e-6, atol=1e-6)
+        formula(*inputs, sym_norm, solver, alpha_scope),
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
@@ -74,8 +85,9 @@ def test_every_gradient_is_the_formulas(inputs, sym_norm, solver, kernel):
     ours = nystrom_attention(*leaves, sym_norm, solver, kernel=kernel)
     grad = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
     theirs = formula(*leaves, sym_norm, solver)
-    for got, expected in zip(torch.autograd.grad(ours, leaves, grad),
-                             torch.autograd.grad(theirs, leaves, grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, leaves, grad), torch.autograd.grad(theirs, leaves, grad)
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -90,8 +102,7 @@ def test_far_apart_landmarks_have_the_identity_for_their_inverse(kernel):
 def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, kernel, monkeypatch):
     monkeypatch.setattr(rational, 'SMALL', 5)
     q, v, landmarks = (t.float() for t in inputs)
-    leaves = [q.requires_grad_(), v.requires_grad_(),
-              torch.zeros_like(landmarks).requires_grad_()]
+    leaves = [q.requires_grad_(), v.requires_grad_(), torch.zeros_like(landmarks).requires_grad_()]
     out = nystrom_attention(*leaves, sym_norm, solver, kernel=kernel)
     out.square().sum().backward()
     assert out.isfinite().all()

@@ -19,8 +19,9 @@ def test_equals_the_reference_with_every_gradient(shape):
     ours, theirs = ridge_solve(*leaves), reference(*leaves)
     torch.testing.assert_close(ours, theirs)
     grad = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(0))
-    for got, expected in zip(torch.autograd.grad(ours, leaves, grad),
-                             torch.autograd.grad(theirs, leaves, grad)):
+    for got, expected in zip(
+        torch.autograd.grad(ours, leaves, grad), torch.autograd.grad(theirs, leaves, grad)
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -60,7 +61,7 @@ def test_singular_stays_finite(m):
 
 def test_a_matrix_that_is_not_positive_gives_no_numbers():
     p = torch.eye(3).repeat(2, 1, 1)
-    p[0, 1, 1] = -1.
+    p[0, 1, 1] = -1.0
     out = ridge_solve(p, torch.ones(2, 3, 1))
     assert out[0].isnan().all()
     assert out[1].isfinite().all()

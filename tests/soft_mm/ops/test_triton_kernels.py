@@ -19,10 +19,18 @@ from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inv
 ROOT = Path(__file__).parents[3]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # B, h, M, N, d, e: odd sizes; sums that are split; one token; and on a GPU the first stages.
-PRODUCTS = [(2, 3, 65, 35, 32, 17), (1, 2, 7, 1100, 16, 16), (1, 1, 1, 1, 1, 1),
-            (2, 1, 70, 33, 64, 64)]
-LARGE_PRODUCTS = [(1, 2, 67200, 1050, 32, 32), (1, 2, 1050, 67200, 32, 32),
-                  (32, 10, 196, 49, 32, 32), (1, 4, 1050, 16800, 64, 64)]
+PRODUCTS = [
+    (2, 3, 65, 35, 32, 17),
+    (1, 2, 7, 1100, 16, 16),
+    (1, 1, 1, 1, 1, 1),
+    (2, 1, 70, 33, 64, 64),
+]
+LARGE_PRODUCTS = [
+    (1, 2, 67200, 1050, 32, 32),
+    (1, 2, 1050, 67200, 32, 32),
+    (32, 10, 196, 49, 32, 32),
+    (1, 4, 1050, 16800, 64, 64),
+]
 MAPS = [(2, 5, 7, 3), (1, 1, 1, 1), (3, 9, 4, 70)]  # B, H, W, C
 LARGE_MAPS = [(2, 200, 336, 64), (64, 14, 14, 320)]
 
@@ -44,24 +52,31 @@ def tokens(*shape: int, device: str = 'cpu') -> Tensor:
 def among_nan(x: Tensor) -> Tensor:
     """A view of the same numbers whose neighbours in memory are NaN."""
     wide = torch.full((*x.shape[:-2], x.shape[-2] + 2, 3 * x.shape[-1]), torch.nan).to(x)
-    wide[..., 1:-1, x.shape[-1]:2 * x.shape[-1]] = x
-    return wide[..., 1:-1, x.shape[-1]:2 * x.shape[-1]]
+    wide[..., 1:-1, x.shape[-1] : 2 * x.shape[-1]] = x
+    return wide[..., 1:-1, x.shape[-1] : 2 * x.shape[-1]]
 
 
 def results(fn, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """The output and every gradient, in fp64."""
-    leaves = [among_nan(x.to(dtype)).detach().requires_grad_() if x.ndim > 1 else
-              x.to(dtype).detach().requires_grad_() for x in inputs]
+    leaves = [
+        among_nan(x.to(dtype)).detach().requires_grad_()
+        if x.ndim > 1
+        else x.to(dtype).detach().requires_grad_()
+        for x in inputs
+    ]
     out = fn(*leaves)
-    grad = tokens(*out.shape).to(out) / out.numel()**0.5
+    grad = tokens(*out.shape).to(out) / out.numel() ** 0.5
     return [out.detach().double(), *(x.double() for x in torch.autograd.grad(out, leaves, grad))]
 
 
 def check(fused, plain, inputs: list[Tensor], dtype: torch.dtype) -> None:
     """The error is at most twice that of plain torch in the same dtype, against fp64."""
     inputs = [x.to(dtype) for x in inputs]
-    outcomes = (results(fused, inputs, dtype), results(plain, inputs, dtype),
-                results(plain, inputs, torch.float64))
+    outcomes = (
+        results(fused, inputs, dtype),
+        results(plain, inputs, dtype),
+        results(plain, inputs, torch.float64),
+    )
     for got, theirs, truth in zip(*outcomes):
         assert got.isfinite().all()
         rounding = 4 * torch.finfo(dtype).eps * truth.abs().max()
@@ -69,8 +84,11 @@ def check(fused, plain, inputs: list[Tensor], dtype: torch.dtype) -> None:
 
 
 def pair(b, h, m, n, d, e, device='cpu') -> list[Tensor]:
-    return [tokens(b, h, m, d, device=device) * d**-0.25,
-            tokens(b, h, n, d, device=device) * d**-0.25, tokens(b, h, n, e, device=device)]
+    return [
+        tokens(b, h, m, d, device=device) * d**-0.25,
+        tokens(b, h, n, d, device=device) * d**-0.25,
+        tokens(b, h, n, e, device=device),
+    ]
 
 
 def fused_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -116,7 +134,7 @@ def fused_inverse(p: Tensor) -> Tensor:
 
 def landmark_kernels(count: int, m: int, device: str) -> Tensor:
     x = 0.7 * tokens(count, m, 8, device=device)
-    return torch.exp(-0.5 * torch.cdist(x.double(), x.double())**2).float()
+    return torch.exp(-0.5 * torch.cdist(x.double(), x.double()) ** 2).float()
 
 
 @pytest.mark.parametrize('m', [1, 7, 16, 33, 49, 64, 65])
@@ -134,28 +152,39 @@ def test_inverse_at_full_size(gpu):
 def test_inverse_of_coinciding_landmarks_takes_every_iteration(device):
     p = torch.ones(2, 9, 9, device=device)
     alpha = torch.full((2, 1, 1), 0.5 / 81, device=device)
-    torch.testing.assert_close(newton_inverse(p, alpha, 5, True, 'triton'),
-                               reference_inverse(p, alpha, 5))
+    torch.testing.assert_close(
+        newton_inverse(p, alpha, 5, True, 'triton'), reference_inverse(p, alpha, 5)
+    )
 
 
 @pytest.mark.parametrize('iterations', [0, 1, 20])
 def test_inverse_takes_the_steps_it_is_told(iterations, device):
     p = landmark_kernels(2, 20, device)
     alpha = 1.8 / p.sum(-1).amax(-1)[:, None, None].square()
-    torch.testing.assert_close(newton_inverse(p, alpha, iterations, kernel='triton'),
-                               reference_inverse(p.double(), alpha.double(), iterations).float(),
-                               rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(
+        newton_inverse(p, alpha, iterations, kernel='triton'),
+        reference_inverse(p.double(), alpha.double(), iterations).float(),
+        rtol=2e-4,
+        atol=2e-4,
+    )
 
 
 def convolutions(b, h, w, c, device='cpu') -> list[Tensor]:
-    return [tokens(b, h * w, c, device=device), tokens(b, c, 3, 3, device=device),
-            tokens(c, device=device)]
+    return [
+        tokens(b, h * w, c, device=device),
+        tokens(b, c, 3, 3, device=device),
+        tokens(c, device=device),
+    ]
 
 
 def check_conv(size, dtype, device) -> None:
     hw = size[1:3]
-    check(lambda v, f, b: dynamic_conv(v, f, hw, b, 'triton'),
-          lambda v, f, b: reference_conv(v, f, hw, b), convolutions(*size, device=device), dtype)
+    check(
+        lambda v, f, b: dynamic_conv(v, f, hw, b, 'triton'),
+        lambda v, f, b: reference_conv(v, f, hw, b),
+        convolutions(*size, device=device),
+        dtype,
+    )
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -183,11 +212,14 @@ def test_attention(sym_norm, solver, device):
     check(attention('triton'), attention('reference'), [q, v, landmarks], torch.float32)
 
 
-@pytest.mark.parametrize('make', [
-    lambda: SOFTAttention(32, 2, 2, 3, sym_norm=True),
-    lambda: InLineAttention(32, 2),
-    lambda: InLineAttention(32, 2, window_size=3, shifted=True, lepe=True),
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: SOFTAttention(32, 2, 2, 3, sym_norm=True),
+        lambda: InLineAttention(32, 2),
+        lambda: InLineAttention(32, 2, window_size=3, shifted=True, lepe=True),
+    ],
+)
 def test_layers(make, device, monkeypatch):
     """A whole layer with every parameter's gradient, by the environment's choice."""
     torch.manual_seed(0)
@@ -209,6 +241,7 @@ def test_results_are_the_same_bits_each_time(device):
 
 def test_opcheck(device):
     from soft_mm.ops.dynamic_conv.triton_kernels import fused_dynamic_conv
+
     q, k, v = (x.requires_grad_() for x in pair(1, 2, 5, 3, 4, 2, device))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (q, k, v, 'triton'))
     v, filters, bias = (x.requires_grad_() for x in convolutions(2, 3, 4, 5, device))
@@ -229,8 +262,9 @@ def test_every_kernel_compiles_for_a_gpu(capability):
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     environment['PYTHONPATH'] = str(ROOT)
     script = Path(__file__).with_name('kernel_resources.py')
-    done = subprocess.run([sys.executable, script, str(capability)], env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [line.split() for line in done.stdout.splitlines()]
     assert len(kernels) == 14

@@ -53,7 +53,17 @@ sys.stdout.write(f'threads left: {threads()}\\n')  # at once: the other process 
 def test_nothing_of_the_process_group_is_left(tmp_path):
     (tmp_path / 'script.py').write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         tmp_path / 'script.py'], capture_output=True, text=True)
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node',
+            '2',
+            tmp_path / 'script.py',
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('threads left: 0') == 2

@@ -7,10 +7,13 @@ model = dict(
             channels=(8, 8, 8, 16),
             num_heads=(1, 1, 1, 1),
             depths=(1, 1, 1, 1),
-            kernel_sizes=(9, 5, 3)),
-        img_size=64),
+            kernel_sizes=(9, 5, 3),
+        ),
+        img_size=64,
+    ),
     data_preprocessor=dict(num_classes=2),
-    head=dict(num_classes=2, in_channels=16))
+    head=dict(num_classes=2, in_channels=16),
+)
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 64
@@ -22,6 +25,6 @@ in_this_process = dict(batch_size=2, num_workers=0, persistent_workers=False, pi
 train_dataloader = dict(in_this_process, dataset=dict(metainfo=metainfo, pipeline=train_pipeline))
 val_dataloader = dict(in_this_process, dataset=dict(metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(topk=(1, ))
+val_evaluator = dict(topk=(1,))
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1)

@@ -8,16 +8,20 @@ model = dict(
             channels=(8, 8, 8, 16),
             num_heads=(1, 1, 1, 1),
             depths=(1, 1, 1, 1),
-            kernel_sizes=(9, 5, 3)),
+            kernel_sizes=(9, 5, 3),
+        ),
         img_size=64,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=[8, 8, 8, 16], out_channels=width),
     rpn_head=dict(in_channels=width, feat_channels=width),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=width),
         bbox_head=dict(in_channels=width, fc_out_channels=width, num_classes=2),
         mask_roi_extractor=dict(out_channels=width),
-        mask_head=dict(in_channels=width, conv_out_channels=width, num_convs=1, num_classes=2)))
+        mask_head=dict(in_channels=width, conv_out_channels=width, num_convs=1, num_classes=2),
+    ),
+)
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].scale = (64, 64)

@@ -7,12 +7,15 @@ model = dict(
             channels=(8, 8, 8, 16),
             num_heads=(1, 1, 1, 1),
             depths=(1, 1, 1, 1),
-            kernel_sizes=(9, 5, 3)),
+            kernel_sizes=(9, 5, 3),
+        ),
         img_size=64,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     data_preprocessor=dict(size=(64, 64)),
     decode_head=dict(in_channels=[8, 8, 8, 16], channels=8),
-    auxiliary_head=dict(in_channels=8, channels=8))
+    auxiliary_head=dict(in_channels=8, channels=8),
+)
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].scale = (256, 64)
