@@ -23,7 +23,7 @@ DEMO_OUT := work_dirs/demo
 
 demo: setup
 	$(STEP) 'generate the shapes' 'Remove data/shapes and run make demo again.' \
-	    $(BIN)/python tools/dataset_converters/make_shapes.py data/shapes
+	    $(BIN)/python tools/misc/make_shapes.py data/shapes
 	$(STEP) 'train RetinaNet with SOFT-Norm-Tiny' 'The log is in $(DEMO_OUT).' \
 	    $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_OUT)
 	$(STEP) 'evaluate and draw' 'The log is in $(DEMO_OUT).' \

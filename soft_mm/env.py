@@ -1,6 +1,5 @@
-"""What soft_mm runs on here, for bug reports: ``python -m soft_mm.env``."""
+"""Versions, devices and backends in use, for bug reports: ``python -m soft_mm.env``."""
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, version
@@ -8,14 +7,14 @@ from importlib.metadata import packages_distributions, version
 import torch
 
 from . import __version__
+from .ops import backend
 from .ops.extension import missing
-from .ops.kernel import chosen_kernel
 
 PACKAGES = ('triton', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 
 
 def installed() -> dict[str, str]:
-    """Versions and distributions of the packages, by the name that imports them."""
+    """Version and distribution of each package, by import name."""
     distributions = packages_distributions()
     return {
         package: ', '.join(f'{version(name)} ({name})' for name in distributions.get(package, ()))
@@ -24,27 +23,26 @@ def installed() -> dict[str, str]:
     }
 
 
-def kernels(triton: str) -> str:
-    """Which kernels the ops take where no argument says, and which there are."""
-    chosen = os.environ.get('SOFT_MM_KERNEL')
-    if chosen is None:
-        cpu, gpu = (chosen_kernel(None, torch.device(device)) for device in ('cpu', 'cuda'))
+def backends(triton: str) -> str:
+    """The backends that the ops use by default, and those that are available."""
+    if backend.SELECTED_BY_ENVIRONMENT:
+        used = f'{backend.SELECTED_BY_ENVIRONMENT}, from the environment'
+    else:
+        cpu, gpu = (backend.choose_backend(None, torch.device(d)) for d in ('cpu', 'cuda'))
         if missing() is None:
             cpu += ' and the extension'
-        chosen = f'{cpu} on CPU, {gpu} on CUDA'
-    else:
-        chosen = f'SOFT_MM_KERNEL={chosen}'
+        used = f'{cpu} on CPU, {gpu} on CUDA'
     built = 'built for CPU' if missing('cuda') else 'built for CPU and CUDA'
     return (
-        f'kernels: {chosen}; extension: {missing() or built}; triton: {triton}; '
+        f'backends: {used}; extension: {missing() or built}; triton: {triton}; '
         f'CUDA devices: {torch.cuda.device_count()}'
     )
 
 
 def report() -> Iterator[str]:
-    """The lines: the kernels in use, versions, devices."""
+    """The lines of the report: backends in use, versions, devices."""
     packages = installed()
-    yield kernels(packages['triton'])
+    yield backends(packages['triton'])
     yield f'soft_mm: {__version__}'
     yield f'python: {platform.python_version()}'
     yield f'torch: {torch.__version__}, CUDA {torch.version.cuda}'

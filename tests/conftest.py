@@ -34,7 +34,7 @@ def device(request) -> str:
         return request.getfixturevalue('gpu')
     if torch.cuda.is_available():
         pytest.skip('with a GPU there is no interpreter')
-    from soft_mm.ops.kernel import HAS_TRITON  # after the environment is set
+    from soft_mm.ops.backend import HAS_TRITON  # after the environment is set
 
     if not HAS_TRITON:
         pytest.skip('there is no Triton, or one before 3.2, whose interpreter needs a GPU')

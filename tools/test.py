@@ -7,7 +7,9 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 
-from soft_mm.utils import Runner, process_group, set_checkpoint_reader
+from soft_mm.engine import build_runner, process_group
+from soft_mm.fileio import set_checkpoint_reader
+from soft_mm.fileio.atomic import ATOMIC
 
 # How each toolbox is told to draw every picture into a folder: options of its visualization hook.
 DRAW = {
@@ -76,21 +78,25 @@ def main() -> None:
         if hook.type == 'SegVisualizationHook':
             cfg.visualizer.save_dir = folder
     if args.out and args.out.suffix == '.pkl':
+        predictions = args.out.with_name(f'.{args.out.stem}.part.pkl')  # renamed once it is whole
         # mmdet's own packs masks as RLE.
         dump_type = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         evaluators = cfg.test_evaluator
         cfg.test_evaluator = [
             *(evaluators if isinstance(evaluators, list) else [evaluators]),
-            dict(type=dump_type, out_file_path=str(args.out)),
+            dict(type=dump_type, out_file_path=str(predictions)),
         ]
 
     set_checkpoint_reader(args.trust_pickle)
     with process_group(cfg):
-        metrics = Runner.from_cfg(cfg).test()
+        metrics = build_runner(cfg).test()
         if not is_main_process():
             return
     if args.out and args.out.suffix == '.json':
-        dump(dict(config=args.config, checkpoint=args.checkpoint, metrics=metrics), args.out)
+        result = dict(config=args.config, checkpoint=args.checkpoint, metrics=metrics)
+        dump(result, args.out, backend_args=ATOMIC)
+    elif args.out:
+        predictions.replace(args.out)
     for name, value in metrics.items():
         print(f'{name}: {value}')
     for kind, path in (('results', args.out), ('pictures', args.show_dir)):

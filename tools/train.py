@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
 
-from soft_mm.utils import Runner, last_checkpoint, process_group, set_checkpoint_reader
+from soft_mm.engine import build_runner, process_group
+from soft_mm.fileio import last_checkpoint, set_checkpoint_reader
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,8 +94,7 @@ def main() -> None:
     cfg = load_config(args)
     set_checkpoint_reader(args.trust_pickle)
     with process_group(cfg):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.train()
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 _base_ = [
     '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_inline_448px.py',
+    '../_base_/datasets/imagenet_inline.py',
     '../_base_/schedules/imagenet_inline_300e.py',
     '../_base_/cls_runtime.py',
 ]
@@ -14,6 +14,14 @@ model = dict(
     ),
     head=dict(in_channels=384),
 )
-train_dataloader = dict(batch_size=64)
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].scale = 448
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = 512  # 256/224 of the size
+test_pipeline[2].crop_size = 448
+train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 auto_scale_lr = dict(base_batch_size=512)

@@ -1,6 +1,6 @@
 _base_ = [
     '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_inline_224px.py',
+    '../_base_/datasets/imagenet_inline.py',
     '../_base_/schedules/imagenet_inline_300e.py',
     '../_base_/cls_runtime.py',
 ]

@@ -3,6 +3,3 @@ _base_ = './soft-norm-huge_8xb32-300e_in1k.py'
 runner_type = 'FlexibleRunner'
 strategy = dict(type='soft_mm.FSDPStrategy')
 custom_hooks = []  # without averaged weights, which would be a second, whole model on each GPU
-# Every process gathers every block with the others: each predicts for the same number of batches.
-val_dataloader = dict(sampler=dict(round_up=True))
-test_dataloader = dict(sampler=dict(round_up=True))

@@ -1,21 +1,13 @@
-"""The toolboxes' datasets, with errors that name the file, the value and what is allowed.
+"""Checks of any dataset, whose errors name the file, the value and what is allowed."""
 
-A class is made of a toolbox's own where a config asks for it: nothing here imports a toolbox.
-"""
-
-from functools import cache
 from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-from mmengine.dataset import BaseDataset
-
-from ..registry import DATASETS
-from .coco_file import check_coco_file
 
 
 class Checked:
-    """What is checked of any dataset, when its list is made and whenever a sample is loaded."""
+    """Mixin for a toolbox's dataset: checks its list, and each sample whenever it is loaded."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -86,45 +78,5 @@ class Checked:
             )
 
 
-class CheckedCoco(Checked):
-    def load_data_list(self) -> list[dict]:
-        with_masks = any(
-            getattr(transform, 'with_mask', False) for transform in self.pipeline.transforms
-        )
-        check_coco_file(Path(self.ann_file), self.metainfo['classes'], with_masks)
-        return super().load_data_list()
-
-
-class CheckedImageNet(Checked):
-    def load_data_list(self) -> list[dict]:
-        try:
-            return super().load_data_list()
-        except ValueError as error:
-            raise ValueError(
-                f"{self.ann_file} must have lines as 'class/image.jpg 0', a file and "
-                f'the number of its class: {error}'
-            ) from None
-
-
 def _files(sample: dict) -> list[str]:
     return [sample[key] for key in ('img_path', 'seg_map_path') if sample.get(key)]
-
-
-@cache
-def _make(name: str, checks: type[Checked]) -> type[BaseDataset]:
-    return type(name.split('.')[1], (checks, DATASETS.get(name)), {})
-
-
-@DATASETS.register_module(name='CocoDataset')
-def coco_dataset(**kwargs) -> BaseDataset:
-    return _make('mmdet.CocoDataset', CheckedCoco)(**kwargs)
-
-
-@DATASETS.register_module(name='ADE20KDataset')
-def ade20k_dataset(**kwargs) -> BaseDataset:
-    return _make('mmseg.ADE20KDataset', Checked)(**kwargs)
-
-
-@DATASETS.register_module(name='ImageNet')
-def imagenet(**kwargs) -> BaseDataset:
-    return _make('mmpretrain.ImageNet', CheckedImageNet)(**kwargs)

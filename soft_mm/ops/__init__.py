@@ -1,7 +1,8 @@
+from .backend import set_backend
 from .dynamic_conv import dynamic_conv
 from .gaussian_kernel import gaussian_kernel
 from .gaussian_product import gaussian_product
-from .inline_attention import inline_attention
+from .inline_attention import inline_attention, inline_self_attention, projected_attention
 from .mlp import mlp
 from .newton_inverse import newton_inverse
 from .newton_solve import newton_solve
@@ -13,9 +14,12 @@ __all__ = [
     'gaussian_kernel',
     'gaussian_product',
     'inline_attention',
+    'inline_self_attention',
     'mlp',
     'newton_inverse',
     'newton_solve',
     'nystrom_attention',
+    'projected_attention',
     'ridge_solve',
+    'set_backend',
 ]

@@ -1,4 +1,4 @@
-"""What the shapes of queries, keys and values must have in common."""
+"""Shapes of tensors: the check of queries, keys and values, and division that rounds up."""
 
 from torch import Tensor
 
@@ -10,3 +10,9 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
             'q must be (..., M, d), k (..., N, d) and v (..., N, e) with equal leading dimensions, '
             f'd and N, got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}'
         )
+
+
+def ceil_div(side: int, size: int) -> int:
+    """How many times ``size`` is needed to cover ``side``."""
+    # −(−side // size) differs in ONNX, whose integer division rounds towards zero.
+    return (side + size - 1) // size

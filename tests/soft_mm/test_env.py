@@ -10,7 +10,8 @@ from soft_mm.ops.extension import missing
 
 
 def report(**environment: str) -> list[str]:
-    environment = {k: v for k, v in os.environ.items() if k != 'SOFT_MM_KERNEL'} | environment
+    selected = ('SOFT_MM_BACKEND', 'SOFT_MM_KERNEL')
+    environment = {k: v for k, v in os.environ.items() if k not in selected} | environment
     return subprocess.run(
         [sys.executable, '-m', 'soft_mm.env'],
         check=True,
@@ -25,16 +26,17 @@ def lines() -> list[str]:
     return report()
 
 
-def test_the_first_line_tells_which_kernels_are_in_use(lines):
+def test_the_first_line_tells_which_backends_are_in_use(lines):
     cpu = 'torch' if missing() else 'torch and the extension'
-    assert lines[0].startswith(f'kernels: {cpu} on CPU, ')
+    assert lines[0].startswith(f'backends: {cpu} on CPU, ')
     assert '; extension: ' in lines[0]
     assert '; triton: ' in lines[0]
     assert lines[0].endswith(f'; CUDA devices: {torch.cuda.device_count()}')
 
 
-def test_the_environment_s_choice_is_told():
-    assert report(SOFT_MM_KERNEL='reference')[0].startswith('kernels: SOFT_MM_KERNEL=reference; ')
+def test_the_choice_of_the_environment_is_reported():
+    expected = 'backends: reference, from the environment; '
+    assert report(SOFT_MM_BACKEND='reference')[0].startswith(expected)
 
 
 def test_versions_and_devices_follow(lines):

@@ -1,4 +1,3 @@
-import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -6,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,21 +13,35 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='session')
-def tables():
-    """tools/analysis_tools/tables.py as a module."""
-    folder = str(ROOT / 'tools/analysis_tools')
-    sys.path.insert(0, folder)
-    yield importlib.import_module('tables')
-    sys.path.remove(folder)
+def load_module():
+    """Import a script by its path."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        # Where dataclasses look for their annotations.
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope='session')
-def fill(golden):
+def tables(load_module):
+    """tools/analysis_tools/tables.py as a module."""
+    return load_module(ROOT / 'tools/analysis_tools/tables.py')
+
+
+@pytest.fixture(scope='session')
+def metafiles(load_module):
+    """tools/analysis_tools/metafiles.py as a module."""
+    return load_module(ROOT / 'tools/analysis_tools/metafiles.py')
+
+
+@pytest.fixture(scope='session')
+def fill(load_module, golden):
     """The golden numbers' fill.py as a module."""
-    spec = importlib.util.spec_from_file_location('fill', golden / 'fill.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(golden / 'fill.py')
 
 
 @pytest.fixture(scope='session')
@@ -56,7 +70,7 @@ def fork_tool(tmp_path_factory):
                 for part in ('models', 'datasets', 'evaluation', 'visualization')
             ),
             'soft_mm.datasets',
-            'soft_mm.utils',
+            'soft_mm.engine',
         ]
     )
     folder = tmp_path_factory.mktemp('fork')

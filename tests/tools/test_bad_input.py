@@ -555,15 +555,15 @@ def test_command(command, message, fork_tool, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('kernel', 'options', 'message'),
+    ('backend', 'options', 'message'),
     [
-        ('fast', [], "kernel (or SOFT_MM_KERNEL) must be one of ['torch', "),
-        ('cuda', ['model.backbone.arch.channels=[136,8,8,16]'], '128'),
+        ('fast', [], "backend (or SOFT_MM_BACKEND) must be one of ['torch', "),
+        ('extension', ['model.backbone.arch.channels=[136,8,8,16]'], '128'),
     ],
 )
-def test_kernel(kernel, options, message, run_tool, monkeypatch, tmp_path):
+def test_backend(backend, options, message, run_tool, monkeypatch, tmp_path):
     """In processes of their own: the switch is read once."""
-    monkeypatch.setenv('SOFT_MM_KERNEL', kernel)
+    monkeypatch.setenv('SOFT_MM_BACKEND', backend)
     done = run_tool(
         'train.py',
         'tests/tools/bad_input/classifier.py',

@@ -216,7 +216,7 @@ def test_black_images(backbone, mode, small_digits, train, tmp_path):
 def test_padded_batches(mode, run_tool, train, tmp_path):
     """Half of an image, and nothing of another one, is padding."""
     run_tool(
-        'dataset_converters/make_shapes.py',
+        'misc/make_shapes.py',
         tmp_path / 'shapes',
         '--train',
         4,

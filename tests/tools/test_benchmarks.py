@@ -1,7 +1,6 @@
 """The benchmarks, on images that are too small to tell anything."""
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 
@@ -11,15 +10,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools/benchmarks'))
-    return importlib.import_module
-
-
-@pytest.fixture
-def benchmark(load):
-    return load('backbones')
+@pytest.fixture(scope='session')
+def benchmark(load_module):
+    return load_module(ROOT / 'tools/benchmarks/backbones.py')
 
 
 def test_table_json_and_plot(run_tool, tmp_path):
@@ -115,8 +108,8 @@ def test_every_way_of_an_op(run_tool, tmp_path, monkeypatch):
     assert '| gaussian_product | 64×96 | 2 | 1, 4, 96, 6 | forward | reference |' in done.stdout
 
 
-def test_an_op_that_differs_gets_no_time(load, monkeypatch):
-    ops = load('ops')
+def test_an_op_that_differs_gets_no_time(load_module, monkeypatch):
+    ops = load_module(ROOT / 'tools/benchmarks/ops.py')
     monkeypatch.setitem(ops.AGREE, torch.float32, -1.0)
     with pytest.raises(SystemExit, match="the output of 'reference' differs by 0.0e.00"):
         ops.measure('newton_inverse', ops.Stage.of(0, (64, 96), 1), 'cpu', torch.float32, (1, 1))

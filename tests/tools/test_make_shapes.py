@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / 'tools' / 'dataset_converters' / 'make_shapes.py'
+SCRIPT = ROOT / 'tools' / 'misc' / 'make_shapes.py'
 COUNTS = {'train': 12, 'val': 6}
 SIZE = 96
 

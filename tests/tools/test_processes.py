@@ -36,7 +36,6 @@ train_cfg = dict(max_epochs={epochs})
 SHARDED = """
 runner_type = 'FlexibleRunner'
 strategy = dict(type='soft_mm.FSDPStrategy')
-val_dataloader.update(sampler=dict(round_up=True))
 """
 SPOILT = """
 custom_hooks.append(dict(type='SpoilLastRank'))

@@ -15,7 +15,7 @@ DEIT = 'configs/imagenet/inline-deit-tiny_8xb512-300e_in1k.py'
 # The command, and what it shows on the way.
 TOOLS = {
     'generator': (
-        ['dataset_converters/make_shapes.py', '{}/shapes', '--train', '5', '--val', '2'],
+        ['misc/make_shapes.py', '{}/shapes', '--train', '5', '--val', '2'],
         ['draw train .* 5/5', 'draw val .* 2/2'],
     ),
     'converter': (

@@ -19,7 +19,7 @@ TRUST = ['--trust-pickle'] if torch.__version__ < (2, 6) else []
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory, run_tool) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'shapes'
-    run_tool('dataset_converters/make_shapes.py', folder, '--train', 8, '--val', 4, '--size', 96)
+    run_tool('misc/make_shapes.py', folder, '--train', 8, '--val', 4, '--size', 96)
     return folder
 
 

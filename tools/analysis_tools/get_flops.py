@@ -5,13 +5,10 @@ from functools import partial
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
-from torch import nn
 
-from soft_mm.utils.flops import count_executed, count_multiply_adds
+from soft_mm.analysis.complexity import build_model
+from soft_mm.analysis.flops import count_executed, count_multiply_adds
 
 SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
 
@@ -41,21 +38,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def build(cfg: Config) -> nn.Module:
-    """The model without its auxiliary head, ready for an image in place of a batch."""
-    MMLogger.get_current_instance().setLevel('WARNING')
-    init_default_scope(cfg.default_scope)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-    if hasattr(model, 'auxiliary_head'):  # trains, but takes no part in a prediction
-        del model.auxiliary_head
-    return model
-
-
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
-    model = build(cfg)
+    model = build_model(cfg)
     shape = tuple(args.shape or SHAPES[cfg.default_scope])
     if cfg.default_scope == 'mmdet':  # a region head takes its proposals' limits from these
         sample = BaseDataElement(

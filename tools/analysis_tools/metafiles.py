@@ -1,13 +1,23 @@
-"""OpenMMLab's metafiles: ``files`` gives what they should say, tables.py writes and checks them."""
+"""OpenMMLab's metafiles: model-index.yml and a metafile.yml for each folder of configs.
 
-from collections.abc import Callable, Iterator
+metafiles.py --write     bring them up to date with papers.yml, our parameters and multiply-adds
+metafiles.py --check     fail where one is out of date
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from mmengine.fileio import load
 
-HEAD = "# Written by tools/analysis_tools/tables.py; the accuracies are the papers'.\n"
+from soft_mm.analysis.complexity import measure
+
+ROOT = Path(__file__).parents[2]
+HEAD = "# Written by tools/analysis_tools/metafiles.py; the accuracies are the papers'.\n"
 DATASETS = {'imagenet': 'ImageNet-1k', 'coco': 'COCO', 'ade20k': 'ADE20K'}
-# Of each accuracy in papers.yml: the task and the metric, as OpenMMLab names them.
+# The task and the metric of each accuracy in papers.yml, as OpenMMLab names them.
 METRICS = {
     'top1': ('Image Classification', 'Top 1 Accuracy'),
     'box_ap': ('Object Detection', 'box AP'),
@@ -16,40 +26,38 @@ METRICS = {
 }
 
 
-def files(papers: dict, measure: Callable[[str, dict], dict]) -> Iterator[tuple[Path, str]]:
-    """Paths from the root, with their texts.
-
-    Args:
-        papers: configs/papers.yml.
-        measure: from a folder and a row of it to its 'params' in millions and, of a classifier, its
-            'flops' in billions.
-    """
-    paths = [Path('configs') / folder / 'metafile.yml' for folder in DATASETS]
-    for folder, path in zip(DATASETS, paths):
+def files() -> Iterator[tuple[Path, str]]:
+    """Each metafile, with the text that it should have."""
+    papers = load(ROOT / 'configs/papers.yml')
+    for folder, dataset in DATASETS.items():
         used = {row['paper'] for row in papers[folder]}
         collections = [
             {
                 'Name': name,
-                'Metadata': {'Training Data': DATASETS[folder]},
+                'Metadata': {'Training Data': dataset},
                 'Paper': {'Title': paper['title'], 'URL': paper['url']},
                 'README': f'configs/{folder}/README.md',
             }
             for name, paper in papers['papers'].items()
             if name in used
         ]
-        models = [_model(folder, row, measure(folder, row)) for row in papers[folder]]
-        yield path, _dump({'Collections': collections, 'Models': models})
-    yield Path('model-index.yml'), _dump({'Import': [str(path) for path in paths]})
+        models = [_model(folder, row) for row in papers[folder]]
+        content = {'Collections': collections, 'Models': models}
+        yield ROOT / 'configs' / folder / 'metafile.yml', _dump(content)
+    index = {'Import': [f'configs/{folder}/metafile.yml' for folder in DATASETS]}
+    yield ROOT / 'model-index.yml', _dump(index)
 
 
-def _model(folder: str, row: dict, measured: dict) -> dict:
+def _model(folder: str, row: dict) -> dict:
+    config = f'configs/{folder}/{row["config"]}.py'
+    measured = measure(ROOT / config)
     metadata = {'Parameters': round(measured['params'] * 1e6)}
     if 'flops' in measured:
         metadata['FLOPs'] = round(measured['flops'] * 1e9)
     model = {
         'Name': row['config'],
         'In Collection': row['paper'],
-        'Config': f'configs/{folder}/{row["config"]}.py',
+        'Config': config,
         'Metadata': metadata,
     }
     results = [
@@ -62,3 +70,27 @@ def _model(folder: str, row: dict, measured: dict) -> dict:
 
 def _dump(content: dict) -> str:
     return HEAD + yaml.safe_dump(content, sort_keys=False, width=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument('--check', action='store_true', help='fail where one is out of date')
+    action.add_argument('--write', action='store_true', help='bring them up to date')
+    args = parser.parse_args()
+    if args.write:
+        for path, text in files():
+            path.write_text(text)
+    else:
+        sys.exit(
+            '\n'.join(
+                f'{path.relative_to(ROOT)} is out of date: run tools/analysis_tools/metafiles.py --write'
+                for path, text in files()
+                if not path.exists() or path.read_text() != text
+            )
+            or None
+        )
+
+
+if __name__ == '__main__':
+    main()

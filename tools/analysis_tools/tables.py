@@ -13,13 +13,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import metafiles
-import torch
-from get_flops import build
-from mmengine.config import Config
 from mmengine.fileio import load
 
-from soft_mm.utils.flops import count_multiply_adds
+from soft_mm.analysis.complexity import measure
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ('imagenet', 'coco', 'ade20k')
@@ -42,27 +38,6 @@ def config_file(folder: str, row: dict) -> Path:
 @cache
 def papers() -> dict:
     return load(ROOT / 'configs/papers.yml')
-
-
-@cache
-def measure(path: Path) -> dict[str, float]:
-    """Parameters in millions and, of a classifier, its size and multiply-adds in billions."""
-    cfg = Config.fromfile(path)
-    if cfg.default_scope != 'mmpretrain':
-        with torch.device('meta'):
-            model = build(cfg)
-        return dict(params=_millions(model))
-    model = build(cfg)
-    size = cfg.model.backbone.get('img_size', 224)
-    counts = count_multiply_adds(model, torch.zeros(1, 3, size, size))
-    newton = counts.pop('newton_inverse', 0)
-    return dict(
-        params=_millions(model), size=size, flops=sum(counts.values()) / 1e9, newton=newton / 1e9
-    )
-
-
-def _millions(model: torch.nn.Module) -> float:
-    return sum(p.numel() for p in model.parameters()) / 1e6
 
 
 def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator[str]:
@@ -143,7 +118,7 @@ def differences() -> Iterator[str]:
 
 
 def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
-    """Each page that holds tables and each metafile, with what it should say."""
+    """Each page that holds tables, with the text that it should have."""
     for path, links_to in {
         ROOT / 'README.md': 'configs/{}/',
         ROOT / 'tools/model_converters/README.md': '../../configs/imagenet/',
@@ -167,10 +142,6 @@ def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
                 flags=re.DOTALL,
             ),
         )
-    for path, text in metafiles.files(
-        papers(), lambda folder, row: measure(config_file(folder, row))
-    ):
-        yield ROOT / path, text
 
 
 def parse_args() -> argparse.Namespace:

@@ -23,12 +23,12 @@ from math import log
 from pathlib import Path
 
 import torch
-from measuring import machine, milliseconds, peak_memory, report, size_of
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import soft_mm  # noqa: F401
-from soft_mm.ops import kernel
+from soft_mm.analysis.benchmark import machine, milliseconds, peak_memory, report, size_of
+from soft_mm.ops import set_backend
 from soft_mm.utils import add_quiet, progress
 
 STAGES = dict(out_indices=(0, 1, 2, 3))
@@ -43,25 +43,25 @@ class Case:
     Attributes:
         config: of its registry.
         package: that registers it.
-        kernel: of our ops; by default the device's.
+        backend: of our ops; by default the fastest for the device.
         baseline: the case that its time is compared with, besides PVT-Tiny.
         up_to: pixels of the largest image that it is run on.
     """
 
     config: dict
     package: str = 'soft_mm'
-    kernel: str | None = None
+    backend: str | None = None
     baseline: str | None = None
     up_to: int = 1344 * 1344
 
 
 SOFT_REFERENCE, INLINE_REFERENCE = 'SOFT-Norm-Tiny, reference', 'InLine-PVT-Tiny, reference'
 CASES = {
-    SOFT_REFERENCE: Case(NEWTON, kernel='reference', up_to=800 * 1344),
+    SOFT_REFERENCE: Case(NEWTON, backend='reference', up_to=800 * 1344),
     'SOFT-Norm-Tiny': Case(NEWTON, baseline=SOFT_REFERENCE),
     'SOFT-Norm-Tiny, exact solve': Case(dict(NEWTON, solver='ridge'), baseline=SOFT_REFERENCE),
     'SOFT-Norm-Tiny, 49 landmarks': Case(dict(NEWTON, num_landmarks=49), baseline=SOFT_REFERENCE),
-    INLINE_REFERENCE: Case(dict(type='soft_mm.InLinePVT', arch='tiny'), kernel='reference'),
+    INLINE_REFERENCE: Case(dict(type='soft_mm.InLinePVT', arch='tiny'), backend='reference'),
     'InLine-PVT-Tiny': Case(dict(type='soft_mm.InLinePVT', arch='tiny'), baseline=INLINE_REFERENCE),
     'InLine-Swin-T': Case(dict(type='soft_mm.InLineSwin', arch='tiny')),
     PVT_TINY: Case(dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2]), 'mmdet'),
@@ -138,8 +138,7 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
 
 def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> float:
     """The largest, of all maps, to the reference way with the same options, relative."""
-    kernel.FROM_ENVIRONMENT = 'reference'
-    with torch.no_grad():
+    with set_backend('reference'), torch.no_grad():
         return max(
             ((m - r).abs().max() / r.abs().max()).item()
             for m, r in zip(maps, model(image), strict=True)
@@ -199,7 +198,7 @@ def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespa
             '--repeats',
             str(args.repeats),
         ],
-        env={**os.environ, 'SOFT_MM_KERNEL': CASES[name].kernel or ''},
+        env={**os.environ, 'SOFT_MM_BACKEND': CASES[name].backend or ''},
         capture_output=True,
         text=True,
     )

@@ -2,7 +2,7 @@
 
     ops.py                          all ops on this machine, as a table
     ops.py --out folder/name        also in folder/name.md and folder/name.json
-    ops.py --device cuda --dtype bfloat16 --sizes 800x1344 --only attention
+    ops.py --device cuda --dtype bfloat16 --sizes 800x1344 --only nystrom_attention
 
 The sizes are those of the first three stages of SOFT-Norm-Tiny and InLine-PVT-Tiny. Beside the time
 stand the bytes and flops that the op cannot do without, as shares of the device's copy bandwidth
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measuring import machine, milliseconds, peak_memory, report, size_of
 from torch import Tensor
 
+from soft_mm.analysis.benchmark import machine, milliseconds, peak_memory, report, size_of
 from soft_mm.ops import (
     dynamic_conv,
     gaussian_kernel,
@@ -29,9 +29,9 @@ from soft_mm.ops import (
     newton_inverse,
     nystrom_attention,
 )
+from soft_mm.ops.backend import HAS_TRITON, INTERPRETED
 from soft_mm.ops.dynamic_conv.reference import dynamic_conv as shifted_conv
 from soft_mm.ops.extension import missing
-from soft_mm.ops.kernel import HAS_TRITON, INTERPRETED
 from soft_mm.ops.newton_inverse.reference import newton_inverse as plain_inverse
 from soft_mm.utils import add_quiet, progress
 
@@ -103,7 +103,7 @@ class Op:
         inputs: for a stage.
         reference: with plain operators; takes the stage as well.
         ours: takes the stage and the name of a way.
-        kernels: names of the ways.
+        backends: names of the backends.
         work: for a stage, numbers read and written and flops of a forward pass, and of a training
             step besides.
         takes: whether it is measured at a stage.
@@ -112,7 +112,7 @@ class Op:
     inputs: Callable[[Stage], list[Tensor]]
     reference: Callable[..., Tensor]
     ours: Callable[..., Tensor]
-    kernels: tuple[str, ...]
+    backends: tuple[str, ...]
     work: Callable[[Stage], tuple[int, int, int, int]]
     takes: Callable[[Stage], bool] = lambda stage: True
 
@@ -150,7 +150,7 @@ OPS = {
         lambda s: [s.q(), s.marks()],
         lambda s, *x: plain_kernel(*x),
         lambda s, way, *x: gaussian_kernel(*x, way),
-        ('torch', 'cuda'),
+        ('torch', 'extension'),
         _kernel_work,
     ),
     'gaussian_product': Op(
@@ -162,9 +162,9 @@ OPS = {
     ),
     'nystrom_attention': Op(
         lambda s: [s.q(), s.v(), s.marks()],
-        lambda s, *x: nystrom_attention(*x, sym_norm=True, kernel=REFERENCE),
-        lambda s, way, *x: nystrom_attention(*x, sym_norm=True, kernel=way),
-        ('torch', 'cuda', 'triton'),
+        lambda s, *x: nystrom_attention(*x, sym_norm=True, backend=REFERENCE),
+        lambda s, way, *x: nystrom_attention(*x, sym_norm=True, backend=way),
+        ('torch', 'extension', 'triton'),
         _attention_work,
     ),
     'newton_inverse': Op(
@@ -181,8 +181,8 @@ OPS = {
             torch.randn(s.batch, s.heads * WIDTH, 3, 3),
         ],
         lambda s, v, f: shifted_conv(v, f, s.hw),
-        lambda s, way, v, f: dynamic_conv(v, f, s.hw, kernel=way),
-        ('torch', 'cuda', 'triton'),
+        lambda s, way, v, f: dynamic_conv(v, f, s.hw, backend=way),
+        ('torch', 'extension', 'triton'),
         _conv_work,
     ),
 }
@@ -210,18 +210,18 @@ class Measured:
 
 
 def ways_of(name: str, stage: Stage, device: str) -> dict[str, Callable]:
-    """Those that this machine has."""
+    """The implementations of an op that this machine can run, by name."""
     op = OPS[name]
     can = {
         'torch': True,
         'triton': HAS_TRITON and device == 'cuda' or INTERPRETED,
-        'cuda': missing(device) is None and (name, device) != ('dynamic_conv', 'cuda'),
+        'extension': missing(device) is None and (name, device) != ('dynamic_conv', 'cuda'),
     }
     ways = {
         REFERENCE: lambda *x: op.reference(stage, *x),
         'torch.compile': torch.compile(lambda *x: op.reference(stage, *x), dynamic=False),
     }
-    ways |= {way: lambda *x, way=way: op.ours(stage, way, *x) for way in op.kernels if can[way]}
+    ways |= {way: lambda *x, way=way: op.ours(stage, way, *x) for way in op.backends if can[way]}
     if name == 'nystrom_attention':
         ways['softmax attention'] = lambda q, v, _: F.scaled_dot_product_attention(q, q, v)
     return ways

@@ -12,8 +12,9 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from soft_mm.fileio import atomic_write, load_checkpoint
 from soft_mm.models.layers.landmarks import Landmarks
-from soft_mm.utils import add_quiet, load_checkpoint, progress, whole_file
+from soft_mm.utils import add_quiet, progress
 
 OPSET = 20
 # What traces a graph takes a side of 1 for a constant; from here on no map has one.
@@ -238,7 +239,7 @@ def main() -> None:
         raise SystemExit(f'export_onnx.py needs {", ".join(missing)}: install with pip')
     try:
         part = build(args)
-        with progress(args.quiet) as bar, whole_file(args.out) as temporary:
+        with progress(args.quiet) as bar, atomic_write(args.out) as temporary:
             task = bar.add_task('trace the model, which takes minutes', total=4)
             trace(part, args.size).save(temporary)
             check_operators(temporary)

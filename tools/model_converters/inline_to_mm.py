@@ -3,10 +3,10 @@
 import re
 
 import torch
-from authors_checkpoint import State, check, join_qkv, run, shape, square_map
 from torch import nn
 
 import soft_mm
+from soft_mm.fileio.conversion import State, check, join_qkv, run, shape, square_map
 
 # A tensor by which each family's checkpoints are known.
 MARKS = {

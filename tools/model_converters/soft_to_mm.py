@@ -4,10 +4,10 @@ import re
 from math import isqrt
 
 import torch
-from authors_checkpoint import State, check, join_qkv, run, shape, square_map
 from torch import nn
 
 from soft_mm import SOFT
+from soft_mm.fileio.conversion import State, check, join_qkv, run, shape, square_map
 
 # Names inside a block, the authors' and ours; the last stage's blocks have ours already.
 BLOCK = {

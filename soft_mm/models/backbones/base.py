@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ...ops.shapes import ceil_div
 from ..layers.maps import as_map
 
 
@@ -110,6 +111,8 @@ class Backbone(BaseModule):
 
     Attributes:
         out_channels (list[int]): channels of each returned map or vector.
+        out_strides (list[int]): pixels of the image, along a side, for each place of the map that
+            is returned or averaged.
 
     Raises:
         TypeError: for an argument that the backbone does not have, with those that it has.
@@ -117,6 +120,7 @@ class Backbone(BaseModule):
     """
 
     arch_zoo: dict[str, dict]
+    strides: tuple[int, ...] = (4, 8, 16, 32)  # of each stage's map
     out_types = ('featmap', 'avg_featmap')  # and 'cls_token', if the last stage has one
 
     def __init__(
@@ -155,6 +159,7 @@ class Backbone(BaseModule):
         self.out_type = out_type
         self.out_indices = self._parse_out_indices(out_indices)
         self.out_channels = [self._map_channels()[i] for i in self.out_indices]
+        self.out_strides = [self._map_strides()[i] for i in self.out_indices]
         num_stages = len(self.arch['channels'])
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(
@@ -204,9 +209,9 @@ class Backbone(BaseModule):
         rates = torch.linspace(0, self.drop_path_rate, sum(depths), device='cpu').split(depths)
         return [stage.tolist() for stage in rates]
 
-    def _map_size(self, stride: int) -> tuple[int, int]:
-        """Height and width of the map at ``stride`` of an image of ``img_size``."""
-        return tuple(-(-side // stride) for side in self.img_size)
+    def _map_size(self, stage: int) -> tuple[int, int]:
+        """Height and width of a stage's map for an image of ``img_size``."""
+        return tuple(ceil_div(side, self.strides[stage]) for side in self.img_size)
 
     def _initialise(self) -> None:
         """The last act of a constructor: the linear layers' weights, and what is frozen."""
@@ -231,6 +236,10 @@ class Backbone(BaseModule):
     def _map_channels(self) -> tuple[int, ...]:
         """Channels of all maps that ``out_indices`` can name."""
         return self.arch['channels']
+
+    def _map_strides(self) -> tuple[int, ...]:
+        """Strides of the same maps."""
+        return self.strides
 
     @classmethod
     def _arguments(cls) -> list[str]:

@@ -2,12 +2,11 @@
 
 from torch import Tensor, nn
 
+from ...ops.shapes import ceil_div
 from ...registry import MODELS
 from ..layers import InLineAttention, LayerNorm2d, PatchEmbed, PositionEmbed, TransformerBlock
-from ..layers.sizes import ceil_div
 from .base import Backbone, ClassTokenStage
 
-PATCH_SIZE = 16
 PYRAMID_STRIDES = (4, 8, 16, 32)
 
 
@@ -28,6 +27,7 @@ class InLineDeiT(Backbone):
     """
 
     out_types = ('featmap', 'avg_featmap', 'cls_token')
+    strides = (16,)
     arch_zoo = {
         'tiny': dict(channels=(192,), num_heads=(6,), depths=(12,)),
         'small': dict(channels=(320,), num_heads=(10,), depths=(12,)),
@@ -44,12 +44,13 @@ class InLineDeiT(Backbone):
             self.arch['num_heads'],
             self._drop_rates(),
         )
-        patch_embed = PatchEmbed(self.in_channels, dims, PATCH_SIZE, PATCH_SIZE, norm=False)
+        (patch_size,) = self.strides
+        patch_embed = PatchEmbed(self.in_channels, dims, patch_size, patch_size, norm=False)
         blocks = [
             TransformerBlock(InLineAttention(dims, num_heads), dims, drop_path=drop)
             for drop in drops
         ]
-        pos_embed = PositionEmbed(dims, self._map_size(PATCH_SIZE))
+        pos_embed = PositionEmbed(dims, self._map_size(0))
         self.stages.append(
             ClassTokenStage(
                 dims, patch_embed, blocks, pos_embed, LayerNorm2d(dims, eps=1e-6), self.with_cp
@@ -76,11 +77,14 @@ class InLineDeiT(Backbone):
         (stage,) = self.stages
         middle = stage.norm(stage(x)[0])
         outs = []
-        for i in self.out_indices:
-            height, width = (ceil_div(side, PYRAMID_STRIDES[i]) for side in x.shape[-2:])
+        for i, stride in zip(self.out_indices, self.out_strides):
+            height, width = (ceil_div(side, stride) for side in x.shape[-2:])
             outs.append(self.pyramid[str(i)](middle)[..., :height, :width].contiguous())
         return tuple(outs)
 
     def _map_channels(self) -> tuple[int, ...]:
         (dims,) = self.arch['channels']
         return (dims // 4, dims // 2, dims, dims) if self.with_pyramid else (dims,)
+
+    def _map_strides(self) -> tuple[int, ...]:
+        return PYRAMID_STRIDES if self.with_pyramid else self.strides

@@ -4,9 +4,6 @@ from ...registry import MODELS
 from ..layers import InLineAttention, PatchEmbed, PositionEmbed, TransformerBlock
 from .base import Backbone, Stage
 
-PATCH_SIZES = (4, 2, 2, 2)
-STRIDES = (4, 8, 16, 32)  # of each stage's map
-
 
 @MODELS.register_module()
 class InLinePVT(Backbone):
@@ -37,7 +34,8 @@ class InLinePVT(Backbone):
         super().__init__(arch, **kwargs)
         in_channels = self.in_channels
         for i, (dims, drops) in enumerate(zip(self.arch['channels'], self._drop_rates())):
-            patch_embed = PatchEmbed(in_channels, dims, PATCH_SIZES[i], PATCH_SIZES[i])
+            patch_size = 2 if i else 4
+            patch_embed = PatchEmbed(in_channels, dims, patch_size, patch_size)
             blocks = [
                 TransformerBlock(
                     InLineAttention(dims, self.arch['num_heads'][i], inline_window_size),
@@ -47,7 +45,7 @@ class InLinePVT(Backbone):
                 )
                 for drop in drops
             ]
-            pos_embed = PositionEmbed(dims, self._map_size(STRIDES[i]))
+            pos_embed = PositionEmbed(dims, self._map_size(i))
             self.stages.append(Stage(patch_embed, blocks, pos_embed, with_cp=self.with_cp))
             in_channels = dims
         self._initialise()

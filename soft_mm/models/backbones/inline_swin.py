@@ -11,8 +11,6 @@ from ..layers import (
 )
 from .base import Backbone, Stage
 
-STRIDES = (4, 8, 16, 32)  # of each stage's map
-
 
 @MODELS.register_module()
 class InLineSwin(Backbone):
@@ -71,7 +69,7 @@ class InLineSwin(Backbone):
                 if i
                 else PatchEmbed(self.in_channels, dims, 4, 4)
             )
-            softmax_window_size = min(window_size, max(self._map_size(STRIDES[i])))
+            softmax_window_size = min(window_size, max(self._map_size(i)))
             blocks = []
             for j, drop in enumerate(drops):
                 shifted = j % 2 == 1

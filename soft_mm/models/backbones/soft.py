@@ -14,7 +14,6 @@ from ..layers import (
 )
 from .base import Backbone, ClassTokenStage, Stage
 
-STRIDES = (4, 8, 16, 32)  # of each stage's map
 RATIOS = (8, 4, 2)  # of the landmark convolution, in stages 1-3
 
 
@@ -122,7 +121,7 @@ class SOFT(Backbone):
                 if i
                 else ConvPatchEmbed(self.in_channels, [32, 32, dims], [2, 1, 2])
             )
-            pos_embed = PositionEmbed(dims, self._map_size(STRIDES[i]))
+            pos_embed = PositionEmbed(dims, self._map_size(i))
             if i < 3:
                 blocks = [
                     SOFTBlock(
@@ -156,7 +155,7 @@ class SOFT(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         # Every map must have a landmark: at stride s, a side of r takes s·(r − 1) + 1 pixels.
-        smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(STRIDES, RATIOS))
+        smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(self.strides, RATIOS))
         if any(side < smallest for side in x.shape[-2:]):
             raise ValueError(
                 f'SOFT takes images of at least {smallest}×{smallest} pixels, one '

@@ -1,9 +1,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import dynamic_conv, inline_attention
-from ...ops.inline_attention.self_attention import inline_self_attention, is_worthwhile
-from .heads import check_heads, split_heads
+from ...ops import dynamic_conv, inline_self_attention, projected_attention
+from .heads import check_heads
 from .windows import Windows
 
 
@@ -58,28 +57,15 @@ class InLineAttention(nn.Module):
         """
         described = x if described is None else described
         if self.window_size is None:
-            if is_worthwhile(x, self.num_heads):
-                weights = self.qkv.weight, self.qkv.bias
-                out, v = inline_self_attention(x, *weights, self.num_heads)
-            else:
-                out, v = self._attend(self.qkv(x), x.shape[1])
+            out, v = inline_self_attention(x, self.qkv.weight, self.qkv.bias, self.num_heads)
             return self.proj(self._add_convolution(out, v, described.mean(1), hw))
         windows = Windows.fit(hw, self.window_size, self.shifted)
         num_tokens = windows.num_tokens(x)
         mean = windows.split(described).sum(1) / num_tokens
-        out, v = self._attend(windows.split(self.qkv(x)), num_tokens[..., None, None])
+        # Padding has q, k and v of zero.
+        qkv = windows.split(self.qkv(x))
+        out, v = projected_attention(qkv, self.num_heads, num_tokens[..., None, None])
         return self.proj(windows.join(self._add_convolution(out, v, mean, windows.size)))
-
-    def _attend(self, qkv: Tensor, num_tokens: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Of one map, or of each window: qkv ``(B, T + N, 3·C)`` -> output and v
-        ``(B, T + N, C)``.
-
-        Where tokens are padding, their q, k and v are zero and num_tokens ``(B, 1, 1, 1)`` says how
-        many are not.
-        """
-        q, k, v = qkv.chunk(3, -1)
-        out = inline_attention(*(split_heads(t, self.num_heads) for t in (q, k, v)), num_tokens)
-        return out.to(v.dtype).transpose(1, 2).flatten(2), v
 
     def _add_convolution(self, out: Tensor, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
         """To out ``(B, T + N, C)``, the convolution of v ``(B, T + N, C)`` by the filters that the

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import SymInt, Tensor, nn
 
+from ...ops.shapes import ceil_div
 from .maps import as_map, channels_last
-from .sizes import ceil_div, smaller
+from .sizes import smaller
 
 MODES = ('conv', 'avg_pool', 'random')
 

@@ -1,9 +1,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.shapes import ceil_div
 from .maps import channels_last
 from .norm import LayerNorm2d
-from .sizes import ceil_div
 
 
 class ConvPatchEmbed(nn.Sequential):

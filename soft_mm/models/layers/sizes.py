@@ -14,12 +14,6 @@ def known(condition: bool | SymBool) -> bool:
     return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)
 
 
-def ceil_div(side: int, size: int) -> int:
-    """How many times a size is needed to cover a side."""
-    # −(−side // size) is another number in ONNX, whose division rounds towards zero.
-    return (side + size - 1) // size
-
-
 def smaller(side: int, size: int) -> int:
     """The smaller of two, as a symbol where the side is one: ``min`` would choose once for all."""
     # torch.compile traces min as torch.sym_min itself, and torch.sym_min of two numbers not at all.

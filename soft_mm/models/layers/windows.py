@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.kernel import is_exporting
-from .sizes import ceil_div, known, smaller
+from ...ops.backend import is_exporting
+from ...ops.shapes import ceil_div
+from .sizes import known, smaller
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ..backend import choose_backend, describe, log_fallback, runs_triton
 from ..extension import missing
-from ..kernel import chosen_kernel
 from .extension import compiled_dynamic_conv
 from .grouped import grouped_dynamic_conv
 from .reference import dynamic_conv as shifted_dynamic_conv
@@ -14,7 +14,7 @@ def dynamic_conv(
     filters: Tensor,
     hw: tuple[int, int],
     bias: Tensor | None = None,
-    kernel: str | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Each map convolved with its own 3×3 filters, with zeros around it (InLine, arXiv 2412.06590).
 
@@ -23,7 +23,7 @@ def dynamic_conv(
         filters: ``(B, C, 3, 3)``, one a map and channel.
         hw: ``(H, W)``.
         bias: ``(C,)``, the same for all maps.
-        kernel: 'triton', by default on a GPU, and 'cuda', the compiled extension, by default on a
+        backend: 'triton', by default on a GPU, and 'extension', the compiled C++ op, by default on a
             CPU where it is built, leave the tokens where they are; 'torch' is a convolution of B·C
             groups; 'standard' is nine shifted maps, as in other runtimes the number of groups
             cannot vary.
@@ -32,8 +32,8 @@ def dynamic_conv(
         ``(B, H·W, C)``.
 
     Raises:
-        ValueError: if the shapes do not go together, or the kernel does not exist.
-        RuntimeError: for 'cuda' on a CPU where the extension is not built.
+        ValueError: if the shapes do not go together, or the backend does not exist.
+        RuntimeError: for 'extension' on a CPU where the extension is not built.
     """
     b, n, c = v.shape
     if (
@@ -47,15 +47,18 @@ def dynamic_conv(
             f'{tuple(v.shape)}, {tuple(filters.shape)} and '
             f'{bias if bias is None else tuple(bias.shape)} for (H, W) = {tuple(hw)}'
         )
-    kernel = chosen_kernel(kernel, v.device, 'torch' if missing() else 'cuda')
-    if kernel == 'standard':
+    backend = choose_backend(backend, v.device, 'torch' if missing() else 'extension')
+    if backend == 'standard':
         return shifted_dynamic_conv(v, filters, hw, bias)
-    if kernel == 'cuda' and v.device.type == 'cpu':
-        bias = None if bias is None else bias.to(v.dtype)
-        return compiled_dynamic_conv(v, filters.to(v.dtype), bias, *hw)
-    if kernel == 'triton':
+    if backend == 'extension':
+        if v.device.type == 'cpu':
+            bias = None if bias is None else bias.to(v.dtype)
+            return compiled_dynamic_conv(v, filters.to(v.dtype), bias, *hw)
+        log_fallback('dynamic_conv', backend, f'the compiled op runs on a CPU, not on {v.device}')
+    if backend == 'triton' and runs_triton('dynamic_conv', v.device):
         from . import triton_kernels
 
-        if triton_kernels.take(v):
+        if triton_kernels.supports(v):
             return triton_kernels.fused_dynamic_conv(v, filters.to(v.dtype), bias, *hw)
+        log_fallback('dynamic_conv', backend, describe(v))
     return grouped_dynamic_conv(v, filters, bias, hw)

@@ -10,8 +10,8 @@ WIDEST = 2**31  # numbers that a map spreads over: places within it are 32 bits 
 BLOCKS = 512  # that keep a GPU busy: few maps split the sums of their filters' gradient
 
 
-def take(v: Tensor) -> bool:
-    """Whether the kernels do for such maps."""
+def supports(v: Tensor) -> bool:
+    """Whether the kernels can convolve such maps."""
     return v.numel() > 0 and v.shape[1] * max(v.shape[2], v.stride(1)) < WIDEST
 
 

@@ -2,20 +2,20 @@
 
 from torch import Tensor
 
+from ..backend import choose_backend
 from ..gaussian_kernel import gaussian_kernel
-from ..kernel import chosen_kernel
 from ..shapes import check_shapes
 from .op import gaussian_product as _gaussian_product
 
 
-def gaussian_product(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None) -> Tensor:
+def gaussian_product(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> Tensor:
     """``Σ_j exp(-½‖q_i − k_j‖²) v_j`` (SOFT, arXiv 2110.11945, §3.1), in O(N + M) memory.
 
     Args:
         q: ``(..., M, d)``, any strides.
         k: ``(..., N, d)``, same leading dimensions and device.
         v: ``(..., N, e)``.
-        kernel: 'triton' keeps tiles of the matrix in registers, for fp32 and less and widths of at
+        backend: 'triton' keeps tiles of the matrix in registers, for fp32 and less and widths of at
             most 64; 'torch' for all others and by default on a CPU; 'standard' has the whole
             matrix.
 
@@ -24,10 +24,10 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None)
 
     Raises:
         ValueError: if the leading dimensions, the head widths ``d`` or the token counts differ, or
-            the kernel does not exist.
+            the backend does not exist.
     """
     check_shapes(q, k, v)
-    kernel = chosen_kernel(kernel, q.device)
-    if kernel == 'standard':
-        return gaussian_kernel(q, k, kernel) @ v
-    return _gaussian_product(q, k, v, kernel)
+    backend = choose_backend(backend, q.device)
+    if backend == 'standard':
+        return gaussian_kernel(q, k, backend) @ v
+    return _gaussian_product(q, k, v, backend)

@@ -16,8 +16,8 @@ WIDEST = 64  # channels that fit the registers
 BLOCKS = 512  # that keep a GPU busy: fewer rows split their sum
 
 
-def take(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernels do for such tensors."""
+def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels take such widths, dtypes and sizes."""
     return max(q.shape[-1], v.shape[-1]) <= WIDEST and all(
         x.dtype.itemsize <= 4 and 0 < x.shape[-2] < 2**31 // WIDEST and x.numel() for x in (q, k, v)
     )  # places within a head are 32 bits wide

@@ -1,10 +1,12 @@
 """Injective linear attention."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import at_least_fp32
 from ..shapes import check_shapes
 from .covariance import covariance_inline_attention
+from .self_attention import covariance_self_attention, is_worthwhile
 
 
 @at_least_fp32
@@ -17,8 +19,8 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
         q: ``(..., M, d)``, any strides.
         k: ``(..., N, d)``, same leading dimensions and device.
         v: ``(..., N, e)``.
-        num_tokens: ``(..., 1, 1)`` or what broadcasts to it: n where some of the N tokens are
-            padding, whose k and v must be zero. By default N.
+        num_tokens: n, ``(..., 1, 1)`` or a shape that broadcasts to it, where some of the N tokens
+            are padding, whose k and v must be zero. By default N.
 
     Returns:
         ``(..., M, e)`` in fp32 or better.
@@ -28,3 +30,48 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
     """
     check_shapes(q, k, v)
     return covariance_inline_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
+
+
+def inline_self_attention(
+    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Multi-head :func:`inline_attention` of tokens among themselves, from their projection.
+
+    ``q, k, v = x·Wᵀ + b``. On a CPU in fp32, for so many tokens that it takes fewer flops, q and k
+    are not computed: their covariance with v follows from the covariance of the tokens.
+
+    Args:
+        x: tokens ``(B, N, C)``.
+        weight: ``(3·C, C)``.
+        bias: ``(3·C,)``.
+        num_heads: number of heads; divides C.
+        backend: 'torch' on a CPU may use the covariance of the tokens; all others project.
+
+    Returns:
+        The attention's output and v, each ``(B, N, C)`` with the heads side by side.
+
+    Raises:
+        ValueError: if the backend does not exist.
+    """
+    if is_worthwhile(x, num_heads, backend):
+        return covariance_self_attention(x, weight, bias, num_heads)
+    return projected_attention(F.linear(x, weight, bias), num_heads)
+
+
+def projected_attention(
+    qkv: Tensor, num_heads: int, num_tokens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Multi-head :func:`inline_attention` of projected tokens among themselves.
+
+    Args:
+        qkv: queries, keys and values ``(B, N, 3·C)``, each with the heads side by side.
+        num_heads: number of heads; divides C.
+        num_tokens: ``(B, 1, 1, 1)``; see :func:`inline_attention`.
+
+    Returns:
+        The attention's output and v, each ``(B, N, C)`` with the heads side by side.
+    """
+    q, k, v = qkv.chunk(3, -1)
+    heads = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    out = inline_attention(*heads, num_tokens)
+    return out.to(v.dtype).transpose(1, 2).flatten(2), v

@@ -4,39 +4,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernel import chosen_kernel
+from ..backend import choose_backend
 
 
-def is_worthwhile(x: Tensor, num_heads: int) -> bool:
-    """Whether it pays for these tokens ``(B, N, C)`` on their device, by the products' flops.
+def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
+    """Whether the covariance of the tokens ``(B, N, C)`` takes fewer flops than q, k and v do.
 
-    Not in half precision, in which projections are fast, and sums over all tokens wrong.
+    Not in half precision: projections are fast there, and sums over all tokens lose their digits.
     """
     num_tokens, dims = x.shape[1:]
     width = dims // num_heads
     return (
         x.device.type == 'cpu'
-        and chosen_kernel(None, x.device) == 'torch'
+        and choose_backend(backend, x.device) == 'torch'
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled('cpu')
         and 2 * num_tokens * width > dims * (dims + 2 * width)
     )
 
 
-def inline_self_attention(
+def covariance_self_attention(
     x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`inline_attention` makes of ``q, k, v = x·Wᵀ + b``, and ``v``.
-
-    Args:
-        x: ``(B, N, C)``, fp32 or better.
-        weight: ``(3·C, C)``.
-        bias: ``(3·C,)``.
-        num_heads: divides C.
-
-    Returns:
-        Twice ``(B, N, C)``, the heads side by side.
-    """
+    """x ``(B, N, C)``, weight ``(3·C, C)``, bias ``(3·C,)`` -> attention and v, ``(B, N, C)``."""
     return _attention(x, weight, bias, num_heads)[:2]
 
 

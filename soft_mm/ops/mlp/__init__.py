@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernel import chosen_kernel
+from ..backend import choose_backend
 from .reference import mlp as whole_mlp
 from .tiled import is_worthwhile, tiled_mlp
 
@@ -15,7 +15,7 @@ def mlp(
     weight2: Tensor,
     bias2: Tensor,
     approximate: str = 'none',
-    kernel: str | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """``W2·gelu(W1·x + b1) + b2`` of every token.
 
@@ -29,14 +29,14 @@ def mlp(
         weight2: ``(E, H)``.
         bias2: ``(E,)``.
         approximate: of GELU, as PyTorch has it: 'none' or 'tanh'.
-        kernel: 'torch', or 'reference' or 'standard' for all tokens at once.
+        backend: 'torch', or 'reference' or 'standard' for all tokens at once.
 
     Returns:
         ``(..., E)``.
     """
     arguments = x, weight1, bias1, weight2, bias2, approximate
     if (
-        chosen_kernel(kernel, x.device) in ('reference', 'standard')
+        choose_backend(backend, x.device) in ('reference', 'standard')
         or not is_worthwhile(x, weight1)
         or torch.is_autocast_enabled(x.device.type)
     ):

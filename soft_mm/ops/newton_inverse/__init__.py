@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..kernel import chosen_kernel
+from ..backend import choose_backend
 from ..precision import at_least_fp32
 from .implicit import implicit_newton_inverse
 from .reference import newton_inverse as standard_newton_inverse
@@ -14,7 +14,7 @@ def newton_inverse(
     alpha: Tensor | None = None,
     iterations: int = 20,
     until_converged: bool = False,
-    kernel: str | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """``V ← 2V − V P V`` from ``V = α P``: ``P⁻¹`` once converged, a damped inverse before.
 
@@ -29,7 +29,7 @@ def newton_inverse(
         iterations: number of iterations, at least 0.
         until_converged: stop where further iterations would change no digit of any matrix. Where
             PyTorch iterates, each iteration then waits for the device.
-        kernel: 'triton' iterates matrices of at most 64 rows in one launch, in fp32; 'torch' all
+        backend: 'triton' iterates matrices of at most 64 rows in one launch, in fp32; 'torch' all
             others, and by default on a CPU; 'standard' all of them, with the gradient through
             every step.
 
@@ -38,7 +38,7 @@ def newton_inverse(
 
     Raises:
         ValueError: if ``p`` is not a stack of square matrices, ``iterations`` is negative or the
-            kernel does not exist.
+            backend does not exist.
     """
     if p.ndim < 2 or p.shape[-1] != p.shape[-2]:
         raise ValueError(f'p must be (..., m, m), got {tuple(p.shape)}')
@@ -46,7 +46,7 @@ def newton_inverse(
         raise ValueError(f'iterations must be at least 0, got {iterations}')
     if alpha is None:
         alpha = 1.8 / p.detach().abs().sum(-1).amax(-1)[..., None, None].square()
-    kernel = chosen_kernel(kernel, p.device)
-    if kernel == 'standard':
+    backend = choose_backend(backend, p.device)
+    if backend == 'standard':
         return standard_newton_inverse(p, alpha, iterations)
-    return implicit_newton_inverse(p, alpha, iterations, until_converged, kernel)
+    return implicit_newton_inverse(p, alpha, iterations, until_converged, backend)

@@ -3,21 +3,24 @@
 import torch
 from torch import Tensor
 
+from ..backend import describe, log_fallback, runs_triton
 from ..precision import at_least_fp32
 
 
 @torch.library.custom_op('soft_mm::newton_inverse', mutates_args=())
 def implicit_newton_inverse(
-    p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, kernel: str
+    p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, backend: str
 ) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
     # Each step squares VP − I: from here on that is below what the dtype can show.
     small = (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5 if until_converged else 0.0
-    if kernel == 'triton':
+    if backend == 'triton' and runs_triton('newton_inverse', p.device):
         from . import triton_kernels
 
-        if triton_kernels.take(p):
+        if triton_kernels.supports(p):
             return triton_kernels.newton_inverse(p, alpha, iterations, small)
+        if p.shape[-1] <= triton_kernels.LARGEST:  # larger matrices are bmm's by design
+            log_fallback('newton_inverse', backend, describe(p))
     matrices = p.reshape(-1, *p.shape[-2:])
     v, product = (alpha * p).reshape(matrices.shape), torch.empty_like(matrices)
     for step in range(iterations):
@@ -36,7 +39,7 @@ def implicit_newton_inverse(
 
 
 @implicit_newton_inverse.register_fake
-def _(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, kernel: str) -> Tensor:
+def _(p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, backend: str) -> Tensor:
     return p.new_empty(p.shape)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 LARGEST = 64
 
 
-def take(p: Tensor) -> bool:
-    """Whether the kernel does for such matrices."""
+def supports(p: Tensor) -> bool:
+    """Whether the kernel can iterate such matrices."""
     return p.dtype == torch.float32 and 0 < p.shape[-1] <= LARGEST and p.numel() > 0
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..kernel import chosen_kernel
+from ..backend import choose_backend
 from ..newton_inverse import newton_inverse
 from ..precision import at_least_fp32
 from .rational import is_worthwhile, rational_newton_solve
@@ -10,7 +10,7 @@ from .rational import is_worthwhile, rational_newton_solve
 
 @at_least_fp32
 def newton_solve(
-    p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20, kernel: str | None = None
+    p: Tensor, v: Tensor, alpha: Tensor, iterations: int = 20, backend: str | None = None
 ) -> Tensor:
     """``newton_inverse(p, alpha, iterations) @ v``, at a fraction of its cost for large matrices.
 
@@ -21,7 +21,7 @@ def newton_solve(
         v: ``(..., m, e)``, same leading dimensions.
         alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; ``0 < α·λmax² < 2``.
         iterations: number of iterations, at least 0.
-        kernel: of :func:`newton_inverse`, for matrices that are iterated: with 'standard' all.
+        backend: of :func:`newton_inverse`, for matrices that are iterated: with 'standard' all.
 
     Returns:
         ``(..., m, e)`` in fp32 or better.
@@ -34,8 +34,8 @@ def newton_solve(
             f'p must be (..., m, m) and v (..., m, e) with equal leading dimensions '
             f'and m, got {tuple(p.shape)} and {tuple(v.shape)}'
         )
-    kernel = chosen_kernel(kernel, p.device)
-    if kernel != 'standard' and is_worthwhile(p.shape[-1], iterations):
+    backend = choose_backend(backend, p.device)
+    if backend != 'standard' and is_worthwhile(p.shape[-1], iterations):
         return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations)
-    until_converged = kernel == 'triton' or p.device.type == 'cpu'  # nothing waits for it there
-    return newton_inverse(p, alpha, iterations, until_converged, kernel) @ v
+    until_converged = backend == 'triton' or p.device.type == 'cpu'  # nothing waits for it there
+    return newton_inverse(p, alpha, iterations, until_converged, backend) @ v

@@ -8,6 +8,7 @@ from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from ..precision import at_least_fp32
+from ..shapes import ceil_div
 
 DEGREE = 16
 POLE = 13.5
@@ -71,7 +72,7 @@ def _solve(p: Tensor, v: Tensor, scale: Tensor) -> Tensor:
 
 def _square(p: Tensor) -> Tensor:
     """The lower triangle of P², and some of the upper: all that a Cholesky factor needs."""
-    square, width = torch.zeros_like(p), -(-p.shape[-1] // 4)
+    square, width = torch.zeros_like(p), ceil_div(p.shape[-1], 4)
     for i in range(0, p.shape[-1], width):
         square[:, i:, i : i + width] = p[:, i:] @ p[..., i : i + width]
     return square

@@ -4,8 +4,8 @@ from math import prod
 
 from torch import Tensor
 
+from ..backend import choose_backend
 from ..gaussian_product.tiled import tile_size
-from ..kernel import chosen_kernel
 from ..precision import at_least_fp32
 from .reference import nystrom_attention as whole_nystrom_attention
 from .solvers import check_solver
@@ -20,7 +20,7 @@ def nystrom_attention(
     sym_norm: bool = False,
     solver: str = 'newton',
     alpha_scope: str = 'matrix',
-    kernel: str | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """``K1 · inverse(K2) · (K1ᵀ v)`` with Gaussian ``K1`` (N, m) and ``K2`` (m, m).
 
@@ -35,8 +35,8 @@ def nystrom_attention(
             the fastest way; 'iteration': the iterations themselves; 'ridge': the exact inverse of
             ``K2 + 0.01·I``, for models that are trained with it.
         alpha_scope: scale of the iteration's start, one a 'matrix' or one a 'batch'.
-        kernel: 'triton', by default on a GPU, has K1 in registers only; 'torch' in tiles, or whole
-            where it is no larger than one; 'cuda' whole, made by the compiled extension;
+        backend: 'triton', by default on a GPU, has K1 in registers only; 'torch' in tiles, or whole
+            where it is no larger than one; 'extension' whole, made by the compiled op;
             'reference' whole, with the iterations themselves; 'standard' likewise, in operators
             that other runtimes have too.
 
@@ -44,20 +44,20 @@ def nystrom_attention(
         ``(B, h, N, e)`` in fp32 or better.
 
     Raises:
-        ValueError: for a solver, alpha_scope or kernel that does not exist, or shapes that do not
+        ValueError: for a solver, alpha_scope or backend that does not exist, or shapes that do not
             go together.
     """
     check_solver(solver, alpha_scope)
-    kernel = chosen_kernel(kernel, q.device)
-    if kernel == 'reference' and solver == 'newton':
+    backend = choose_backend(backend, q.device)
+    if backend == 'reference' and solver == 'newton':
         solver = 'iteration'
     whole = (
-        kernel in ('reference', 'cuda', 'standard')
-        or kernel == 'torch'
+        backend in ('reference', 'extension', 'standard')
+        or backend == 'torch'
         and _fits_a_tile(q, landmarks)
     )
     attend = whole_nystrom_attention if whole else tiled_nystrom_attention
-    return attend(q, v, landmarks, sym_norm, solver, alpha_scope, kernel)
+    return attend(q, v, landmarks, sym_norm, solver, alpha_scope, backend)
 
 
 def _fits_a_tile(q: Tensor, landmarks: Tensor) -> bool:

@@ -13,8 +13,8 @@ def nystrom_attention(
     sym_norm: bool,
     solver: str,
     alpha_scope: str,
-    kernel: str,
+    backend: str,
 ) -> Tensor:
     """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
-    k1, k2 = (gaussian_kernel(x, landmarks, kernel) for x in (q, landmarks))
-    return k1 @ solve(k2, k1.mT @ v, sym_norm, solver, alpha_scope, kernel)
+    k1, k2 = (gaussian_kernel(x, landmarks, backend) for x in (q, landmarks))
+    return k1 @ solve(k2, k1.mT @ v, sym_norm, solver, alpha_scope, backend)

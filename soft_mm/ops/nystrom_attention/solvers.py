@@ -23,7 +23,7 @@ def check_solver(solver: str, alpha_scope: str) -> None:
 
 
 def solve(
-    k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str, kernel: str
+    k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str, backend: str
 ) -> Tensor:
     """k2 ``(B, h, m, m)``, v ``(B, h, m, e)`` -> ``inverse(K2) v``, ``(B, h, m, e)``.
 
@@ -33,7 +33,7 @@ def solve(
     if sym_norm:
         v = v * row_sums.rsqrt()
     if solver == 'ridge':
-        v = ridge_solve(k2, v, RIDGE, kernel)
+        v = ridge_solve(k2, v, RIDGE, backend)
     else:
         norm = row_sums.detach().amax(-2, keepdim=True)  # ‖K2‖₁: K2 is symmetric and positive
         if alpha_scope == 'batch':
@@ -44,9 +44,9 @@ def solve(
             eye = torch.eye(k2.shape[-1], dtype=k2.dtype, device=k2.device)
             p, alpha = k2 + RIDGE * eye, 0.9 * 2 / norm.square()
         if solver == 'newton':
-            v = newton_solve(p, v, alpha, kernel=kernel)
+            v = newton_solve(p, v, alpha, backend=backend)
         else:
-            v = newton_inverse(p, alpha, kernel=kernel) @ v
+            v = newton_inverse(p, alpha, backend=backend) @ v
     return v * row_sums.rsqrt() if sym_norm else v
 
 

@@ -14,10 +14,10 @@ def tiled_nystrom_attention(
     sym_norm: bool,
     solver: str,
     alpha_scope: str,
-    kernel: str,
+    backend: str,
 ) -> Tensor:
     """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
-    values = gaussian_product(landmarks, q, v, kernel)
-    k2 = gaussian_kernel(landmarks, landmarks, kernel)
-    values = solve(k2, values, sym_norm, solver, alpha_scope, kernel)
-    return gaussian_product(q, landmarks, values, kernel)
+    values = gaussian_product(landmarks, q, v, backend)
+    k2 = gaussian_kernel(landmarks, landmarks, backend)
+    values = solve(k2, values, sym_norm, solver, alpha_scope, backend)
+    return gaussian_product(q, landmarks, values, backend)

@@ -17,12 +17,12 @@ def tokens(*shape: int) -> torch.Tensor:
 def compiled() -> str:
     if missing():
         pytest.skip(missing())
-    return 'cuda'
+    return 'extension'
 
 
-@pytest.fixture(params=['torch', 'cuda'])
-def kernel(request) -> str:
-    return request.getfixturevalue('compiled') if request.param == 'cuda' else request.param
+@pytest.fixture(params=['torch', 'extension'])
+def backend(request) -> str:
+    return request.getfixturevalue('compiled') if request.param == 'extension' else request.param
 
 
 # B, H, W, C: one token, one column, one row, channels that fill vectors, fill some and none.
@@ -31,12 +31,12 @@ SIZES = [(2, 5, 7, 3), (1, 1, 1, 1), (3, 2, 9, 8), (2, 6, 1, 16), (70, 1, 2, 32)
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('biased', [False, True])
-def test_equals_the_definition_with_every_gradient(size, biased, kernel):
+def test_equals_the_definition_with_every_gradient(size, biased, backend):
     b, h, w, c = size
     inputs = [tokens(b, h * w, 3 * c)[..., c : 2 * c], tokens(b, c, 3, 3), *([tokens(c)] * biased)]
     inputs = [x.requires_grad_() for x in inputs]
     bias = inputs[2] if biased else None
-    outs = [dynamic_conv(*inputs[:2], (h, w), bias, kernel), reference(*inputs[:2], (h, w), bias)]
+    outs = [dynamic_conv(*inputs[:2], (h, w), bias, backend), reference(*inputs[:2], (h, w), bias)]
     torch.testing.assert_close(*outs)
     for got, expected in zip(
         *(torch.autograd.grad(out, inputs, tokens(*out.shape)) for out in outs)
@@ -72,13 +72,13 @@ def inputs(b: int, h: int, w: int, c: int, dtype=torch.float64) -> list[torch.Te
     return [tokens(*shape).to(dtype).requires_grad_() for shape in shapes]
 
 
-def convolve(kernel: str, hw: tuple[int, int] = (3, 4)):
-    return lambda v, filters, bias: dynamic_conv(v, filters, hw, bias, kernel)
+def convolve(backend: str, hw: tuple[int, int] = (3, 4)):
+    return lambda v, filters, bias: dynamic_conv(v, filters, hw, bias, backend)
 
 
-def test_derivatives_of_every_order(kernel):
-    assert gradcheck(convolve(kernel), inputs(2, 3, 4, 2))
-    assert gradgradcheck(convolve(kernel), inputs(2, 3, 4, 2))
+def test_derivatives_of_every_order(backend):
+    assert gradcheck(convolve(backend), inputs(2, 3, 4, 2))
+    assert gradgradcheck(convolve(backend), inputs(2, 3, 4, 2))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
@@ -109,7 +109,7 @@ def test_any_strides(compiled):
     for grad in grads:
         got, expected = (
             torch.autograd.grad(fn(v, filters, (5, 16)), (v, filters), grad)
-            for fn in (lambda *x: dynamic_conv(*x, kernel=compiled), reference)
+            for fn in (lambda *x: dynamic_conv(*x, backend=compiled), reference)
         )
         torch.testing.assert_close(got, expected)
 
@@ -120,7 +120,7 @@ def test_same_bits_with_any_number_of_threads(compiled):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            out = dynamic_conv(v, filters, (70, 50), kernel=compiled)
+            out = dynamic_conv(v, filters, (70, 50), backend=compiled)
             results.append([out, *torch.autograd.grad(out.square().sum(), (v, filters))])
     finally:
         torch.set_num_threads(threads)

@@ -3,10 +3,10 @@ import torch
 from torch import Tensor
 
 from soft_mm.models.layers.heads import split_heads
-from soft_mm.ops import inline_attention
+from soft_mm.ops import inline_attention, set_backend
 from soft_mm.ops.inline_attention.reference import attention_rows
 from soft_mm.ops.inline_attention.reference import inline_attention as reference
-from soft_mm.ops.inline_attention.self_attention import inline_self_attention, is_worthwhile
+from soft_mm.ops.inline_attention.self_attention import covariance_self_attention, is_worthwhile
 
 SIZES = [(2, 3, 49, 65, 32, 32), (1, 1, 1, 1, 1, 1), (2, 1, 33, 17, 5, 7)]  # B, h, M, N, d, e
 
@@ -123,7 +123,7 @@ def projected(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> tuple[
 @pytest.mark.parametrize(('shape', 'num_heads'), [((2, 33, 8), 2), ((3, 7, 6), 1), ((1, 1, 4), 4)])
 def test_without_queries_and_keys_equals_the_definition_with_every_gradient(shape, num_heads):
     inputs = projections(*shape)
-    ours, theirs = (attend(*inputs, num_heads) for attend in (inline_self_attention, projected))
+    ours, theirs = (attend(*inputs, num_heads) for attend in (covariance_self_attention, projected))
     torch.testing.assert_close(ours, theirs)
     grads = [tokens(*shape), tokens(*shape) - 1]
     for got, expected in zip(
@@ -139,7 +139,7 @@ def test_without_queries_and_keys_in_fp32():
     q, k, v = torch.nn.functional.linear(*inputs).chunk(3, -1)
     made = inline_attention(*(split_heads(t, 2) for t in (q, k, v))).transpose(1, 2).flatten(2)
     error, other = (
-        (out - exact).abs().max() for out in (inline_self_attention(*inputs, 2)[0], made)
+        (out - exact).abs().max() for out in (covariance_self_attention(*inputs, 2)[0], made)
     )
     assert error <= max(2 * other, 1e-5 * exact.abs().max())
 
@@ -150,12 +150,12 @@ def test_without_queries_and_keys_passes_opcheck():
     )
 
 
-def test_queries_and_keys_are_left_out_for_many_tokens_on_a_cpu(monkeypatch):
+def test_queries_and_keys_are_left_out_for_many_tokens_on_a_cpu():
     many, few = tokens(1, 400, 8, dtype=torch.float32), tokens(1, 9, 8, dtype=torch.float32)
-    assert is_worthwhile(many, 2)
-    assert not is_worthwhile(few, 2)
-    assert not is_worthwhile(many.half(), 2)
+    assert is_worthwhile(many, 2, None)
+    assert not is_worthwhile(few, 2, None)
+    assert not is_worthwhile(many.half(), 2, None)
     with torch.autocast('cpu', torch.bfloat16):
-        assert not is_worthwhile(many, 2)
-    monkeypatch.setattr('soft_mm.ops.kernel.FROM_ENVIRONMENT', 'reference')
-    assert not is_worthwhile(many, 2)
+        assert not is_worthwhile(many, 2, None)
+    with set_backend('reference'):
+        assert not is_worthwhile(many, 2, None)

@@ -58,9 +58,9 @@ def test_hidden_values_are_not_kept(tiles):
     assert max(sizes) == 500 * 6
 
 
-@pytest.mark.parametrize('kernel', ['torch', 'reference'])
-def test_autocast_and_few_tokens_are_pytorchs(kernel):
+@pytest.mark.parametrize('backend', ['torch', 'reference'])
+def test_autocast_and_few_tokens_are_pytorchs(backend):
     inputs = inputs_of(3, dtype=torch.float32)
-    assert torch.equal(mlp(*inputs, kernel=kernel), reference(*inputs))
+    assert torch.equal(mlp(*inputs, backend=backend), reference(*inputs))
     with torch.autocast('cpu', torch.bfloat16):
-        assert mlp(*inputs, kernel=kernel).dtype == torch.bfloat16
+        assert mlp(*inputs, backend=backend).dtype == torch.bfloat16

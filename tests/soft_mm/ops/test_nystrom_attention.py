@@ -56,9 +56,9 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return q * 0.6, v, landmarks * torch.tensor([0.2, 0.6, 1.0]).double().view(1, 3, 1, 1)
 
 
-@pytest.fixture(params=['torch', 'reference', 'cuda'])
-def kernel(request) -> str:
-    if request.param == 'cuda' and missing():
+@pytest.fixture(params=['torch', 'reference', 'extension'])
+def backend(request) -> str:
+    if request.param == 'extension' and missing():
         pytest.skip(missing())
     return request.param
 
@@ -66,10 +66,10 @@ def kernel(request) -> str:
 @pytest.mark.parametrize('alpha_scope', ['matrix', 'batch'])
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
-def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, kernel, monkeypatch):
+def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, backend, monkeypatch):
     monkeypatch.setattr(rational, 'SMALL', 5)
     torch.testing.assert_close(
-        nystrom_attention(*inputs, sym_norm, solver, alpha_scope, kernel),
+        nystrom_attention(*inputs, sym_norm, solver, alpha_scope, backend),
         formula(*inputs, sym_norm, solver, alpha_scope),
         rtol=1e-6,
         atol=1e-6,
@@ -78,11 +78,11 @@ def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, kernel, monke
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
-def test_every_gradient_is_the_formulas(inputs, sym_norm, solver, kernel):
+def test_every_gradient_is_the_formulas(inputs, sym_norm, solver, backend):
     """Where the iteration has converged, and its implicit gradient is that through all of it."""
     q, v, landmarks = inputs
     leaves = [t.requires_grad_() for t in (q, v, 2 * landmarks[:, 2:].expand(-1, 3, -1, -1))]
-    ours = nystrom_attention(*leaves, sym_norm, solver, kernel=kernel)
+    ours = nystrom_attention(*leaves, sym_norm, solver, backend=backend)
     grad = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
     theirs = formula(*leaves, sym_norm, solver)
     for got, expected in zip(
@@ -91,43 +91,35 @@ def test_every_gradient_is_the_formulas(inputs, sym_norm, solver, kernel):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_far_apart_landmarks_have_the_identity_for_their_inverse(kernel):
+def test_far_apart_landmarks_have_the_identity_for_their_inverse(backend):
     landmarks = 100 * torch.eye(8)[None, None, :3]
-    out = nystrom_attention(landmarks, torch.ones(1, 1, 3, 8), landmarks, True, kernel=kernel)
+    out = nystrom_attention(landmarks, torch.ones(1, 1, 3, 8), landmarks, True, backend=backend)
     torch.testing.assert_close(out, torch.ones(1, 1, 3, 8))
 
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
-def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, kernel, monkeypatch):
+def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, backend, monkeypatch):
     monkeypatch.setattr(rational, 'SMALL', 5)
     q, v, landmarks = (t.float() for t in inputs)
     leaves = [q.requires_grad_(), v.requires_grad_(), torch.zeros_like(landmarks).requires_grad_()]
-    out = nystrom_attention(*leaves, sym_norm, solver, kernel=kernel)
+    out = nystrom_attention(*leaves, sym_norm, solver, backend=backend)
     out.square().sum().backward()
     assert out.isfinite().all()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
-def test_autocast_changes_nothing(inputs, solver, kernel, monkeypatch):
+def test_autocast_changes_nothing(inputs, solver, backend, monkeypatch):
     monkeypatch.setattr(rational, 'SMALL', 5)
     leaves = [t.float().requires_grad_() for t in inputs]
     outs = []
     for enabled in True, False:
         with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
-            outs.append(nystrom_attention(*leaves, True, solver, kernel=kernel))
+            outs.append(nystrom_attention(*leaves, True, solver, backend=backend))
     torch.testing.assert_close(*outs)
     for got, expected in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in outs)):
         torch.testing.assert_close(got, expected)
-
-
-def test_the_environment_chooses(inputs, monkeypatch):
-    q, v, landmarks = inputs
-    monkeypatch.setattr('soft_mm.ops.kernel.FROM_ENVIRONMENT', 'triangle')
-    with pytest.raises(ValueError, match=r"one of \['torch', .*\], got 'triangle'"):
-        nystrom_attention(q, v, landmarks)
-    nystrom_attention(q, v, landmarks, kernel='torch')
 
 
 def test_arguments_are_checked(inputs):

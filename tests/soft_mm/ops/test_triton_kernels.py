@@ -11,9 +11,9 @@ from torch import Tensor
 
 from soft_mm.models.layers import InLineAttention, SOFTAttention
 from soft_mm.ops import dynamic_conv, gaussian_product, newton_inverse, nystrom_attention
+from soft_mm.ops.backend import HAS_TRITON, set_backend
 from soft_mm.ops.dynamic_conv.reference import dynamic_conv as reference_conv
 from soft_mm.ops.gaussian_product.reference import gaussian_product as reference_product
-from soft_mm.ops.kernel import HAS_TRITON
 from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inverse
 
 ROOT = Path(__file__).parents[3]
@@ -129,7 +129,7 @@ def test_product_of_what_the_kernels_do_not_take(device):
 
 
 def fused_inverse(p: Tensor) -> Tensor:
-    return newton_inverse(p, until_converged=True, kernel='triton')
+    return newton_inverse(p, until_converged=True, backend='triton')
 
 
 def landmark_kernels(count: int, m: int, device: str) -> Tensor:
@@ -162,7 +162,7 @@ def test_inverse_takes_the_steps_it_is_told(iterations, device):
     p = landmark_kernels(2, 20, device)
     alpha = 1.8 / p.sum(-1).amax(-1)[:, None, None].square()
     torch.testing.assert_close(
-        newton_inverse(p, alpha, iterations, kernel='triton'),
+        newton_inverse(p, alpha, iterations, backend='triton'),
         reference_inverse(p.double(), alpha.double(), iterations).float(),
         rtol=2e-4,
         atol=2e-4,
@@ -206,8 +206,8 @@ def test_attention(sym_norm, solver, device):
     q, landmarks, v = pair(1, 2, 70, 9, 16, 16, device)
     v = tokens(*q.shape, device=device)
 
-    def attention(kernel):
-        return lambda *x: nystrom_attention(*x, sym_norm, solver, kernel=kernel)
+    def attention(backend):
+        return lambda *x: nystrom_attention(*x, sym_norm, solver, backend=backend)
 
     check(attention('triton'), attention('reference'), [q, v, landmarks], torch.float32)
 
@@ -220,14 +220,14 @@ def test_attention(sym_norm, solver, device):
         lambda: InLineAttention(32, 2, window_size=3, shifted=True, lepe=True),
     ],
 )
-def test_layers(make, device, monkeypatch):
-    """A whole layer with every parameter's gradient, by the environment's choice."""
+def test_layers(make, device):
+    """A whole layer with every parameter's gradient, by the selected backend."""
     torch.manual_seed(0)
     layer, x = make().to(device), tokens(2, 35, 32, device=device)
     outcomes = []
-    for kernel in ('triton', 'torch'):
-        monkeypatch.setattr('soft_mm.ops.kernel.FROM_ENVIRONMENT', kernel)
-        out = layer(x, (5, 7))
+    for backend in ('triton', 'torch'):
+        with set_backend(backend):
+            out = layer(x, (5, 7))
         outcomes.append([out, *torch.autograd.grad(out.square().mean(), layer.parameters())])
     for got, expected in zip(*outcomes):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)

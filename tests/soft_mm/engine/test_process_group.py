@@ -17,7 +17,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import distributed, nn
 
-from soft_mm.utils import process_group
+from soft_mm.engine import process_group
 
 
 def threads():

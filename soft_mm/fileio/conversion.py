@@ -1,4 +1,4 @@
-"""What the converters share: reading a stranger's checkpoint, checking ours and writing it."""
+"""What the checkpoint converters share: reading the authors' file, checking and writing ours."""
 
 import argparse
 import re
@@ -12,7 +12,9 @@ from mmengine.logging import MMLogger
 from mmengine.runner import save_checkpoint
 from torch import Tensor, nn
 
-from soft_mm.utils import add_quiet, load_checkpoint, progress
+from ..utils import add_quiet, progress
+from .atomic import ATOMIC
+from .checkpoints import load_checkpoint
 
 State = dict[str, Tensor]
 # What the authors pickle beside the tensors: their command line, or their settings, which are a
@@ -63,7 +65,9 @@ def run(
             )
             bar.update(task, advance=1, description='write')
             save_checkpoint(
-                dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)), str(args.dst)
+                dict(state_dict=state_dict, meta=dict(meta, ema=args.ema)),
+                str(args.dst),
+                backend_args=ATOMIC,
             )
             bar.update(task, advance=1)
     except (ValueError, OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: time, memory, the machine, and how a size is written."""
+"""Measurements that the benchmarks share: time, peak memory, and the machine they ran on."""
 
 import argparse
 import ctypes

@@ -11,7 +11,7 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.optim import Optimizer
 
-from ..registry import HOOKS
+from ...registry import HOOKS
 
 
 @HOOKS.register_module()

@@ -1,15 +1,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
 from mmengine.runner import Runner as _Runner
+
+from ..registry import RUNNERS
 
 
 @contextmanager
 def checkpoint_of_this_model(filename: str) -> Iterator[None]:
-    """Where it is loaded strictly.
+    """Turn the RuntimeError of a strict load within the context into one that names the file.
 
     Raises:
-        ValueError: naming the file and what does not fit, where PyTorch raises a RuntimeError.
+        ValueError: naming the file and the parameters that do not fit.
     """
     try:
         yield
@@ -27,9 +31,10 @@ def checkpoint_of_this_model(filename: str) -> Iterator[None]:
 
 
 def check_resumable(checkpoint: dict, filename: str) -> None:
-    """
+    """Check that training can resume from a checkpoint.
+
     Raises:
-        ValueError: if training cannot go on from it.
+        ValueError: if it holds no optimizer state.
     """
     if 'optimizer' not in checkpoint:
         raise ValueError(
@@ -38,8 +43,9 @@ def check_resumable(checkpoint: dict, filename: str) -> None:
         )
 
 
+@RUNNERS.register_module()
 class Runner(_Runner):
-    """MMEngine's, which here takes no checkpoint but one of its own model."""
+    """MMEngine's Runner, which accepts only checkpoints that fit its model exactly."""
 
     def load_checkpoint(self, filename: str, map_location: str = 'cpu', **kwargs) -> dict:
         with checkpoint_of_this_model(filename):
@@ -47,3 +53,9 @@ class Runner(_Runner):
         if self._resume:
             check_resumable(checkpoint, filename)
         return checkpoint
+
+
+def build_runner(cfg: Config) -> _Runner | FlexibleRunner:
+    """The runner that ``cfg.runner_type`` names, by default :class:`Runner`."""
+    cfg.setdefault('runner_type', 'soft_mm.Runner')
+    return RUNNERS.build(cfg)

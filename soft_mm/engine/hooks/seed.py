@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import Dataset, Sampler
 
-from ..registry import HOOKS
+from ...registry import HOOKS
 
 STEP, SAMPLE = range(2)
 

@@ -20,36 +20,50 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..models.layers import TransformerBlock
-from ..registry import STRATEGIES
-from .runner import check_resumable, checkpoint_of_this_model
+from ...fileio.atomic import ATOMIC
+from ...models.backbones.base import Stage
+from ...registry import STRATEGIES
+from ..runner import check_resumable, checkpoint_of_this_model
 
 
 @STRATEGIES.register_module()
 class FSDPStrategy(DDPStrategy):
-    """For MMEngine's FlexibleRunner, on several processes.
+    """Fully sharded data parallelism for MMEngine's FlexibleRunner.
 
-    The layers of a transformer block are whole only while it runs. Checkpoints are whole, the same
-    as those of any other run, so that one can go on from the other, on any number of processes.
+    Each block of a backbone is one unit, which is gathered only while it runs; the rest of the
+    model is another. Checkpoints hold whole tensors, as those of any other run do, so that either
+    kind of run can resume from the other's, on any number of processes. A run that is not
+    distributed can be tested, on one device without shards, but not trained.
 
     Args:
         **kwargs: those of MMEngine's DDPStrategy.
 
     Raises:
-        RuntimeError: where a run is not distributed.
+        RuntimeError: if a run trains without being distributed.
     """
 
-    def _wrap_model(self, model: nn.Module) -> nn.Module:
-        if not is_distributed():
+    def _setup_distributed(self, launcher: str = 'none', **kwargs) -> None:
+        if launcher != 'none':
+            super()._setup_distributed(launcher, **kwargs)
+
+    def prepare(self, model: nn.Module | dict, **kwargs) -> object:
+        if kwargs.get('optim_wrapper') is not None and not is_distributed():
             raise RuntimeError(
-                'FSDPStrategy needs a distributed run, of one process at least: '
-                'start it with tools/dist_train.sh'
+                'FSDPStrategy trains in a distributed run, of at least one process: start it with '
+                'tools/dist_train.sh'
             )
-        model = self.convert_model(model.to(get_device()))
+        return super().prepare(model, **kwargs)
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        model = model.to(get_device())
+        if not is_distributed():
+            return model  # to be tested on one device, which needs no shards
+        model = self.convert_model(model)
         mesh = init_device_mesh(get_device(), (get_world_size(),))
-        for module in model.modules():
-            if isinstance(module, TransformerBlock):
-                fully_shard(module, mesh=mesh)
+        for stage in model.modules():
+            if isinstance(stage, Stage):
+                for block in stage.blocks:
+                    fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
     def save_checkpoint(
@@ -76,7 +90,7 @@ class FSDPStrategy(DDPStrategy):
         if callback is not None:
             callback(checkpoint)
         if is_main_process():
-            save_checkpoint(checkpoint, filename)
+            save_checkpoint(checkpoint, filename, backend_args=ATOMIC)
 
     def load_checkpoint(self, filename: str, **kwargs) -> dict:
         with checkpoint_of_this_model(filename):

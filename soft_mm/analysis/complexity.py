@@ -1,0 +1,47 @@
+"""Parameters and multiply-adds of a config's model."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from .flops import count_multiply_adds
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model as it predicts: in eval mode, without the auxiliary head that only trains."""
+    MMLogger.get_current_instance().setLevel('WARNING')
+    init_default_scope(cfg.default_scope)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    if hasattr(model, 'auxiliary_head'):
+        del model.auxiliary_head
+    return model
+
+
+@cache
+def measure(config: Path) -> dict[str, float]:
+    """Parameters, and for a classifier also multiply-adds.
+
+    Returns:
+        'params' in millions; for a classifier 'size', the side of its images in pixels, 'flops', its
+        multiply-adds in billions, and 'newton', those of Newton's iteration, which the papers do
+        not count.
+    """
+    cfg = Config.fromfile(config)
+    if cfg.default_scope != 'mmpretrain':
+        with torch.device('meta'):
+            return dict(params=_millions(build_model(cfg)))
+    model = build_model(cfg)
+    size = cfg.model.backbone.get('img_size', 224)
+    counts = count_multiply_adds(model, torch.zeros(1, 3, size, size))
+    newton = counts.pop('newton_inverse', 0)
+    return dict(params=_millions(model), size=size, flops=counts.total() / 1e9, newton=newton / 1e9)
+
+
+def _millions(model: nn.Module) -> float:
+    return sum(p.numel() for p in model.parameters()) / 1e6

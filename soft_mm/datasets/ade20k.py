@@ -1,0 +1,6 @@
+from ..registry import DATASETS
+from .checked import Checked
+
+
+class ADE20KDataset(Checked, DATASETS.get('mmseg.ADE20KDataset')):
+    """mmseg's dataset, with checks."""

@@ -1,0 +1,13 @@
+from .hooks import BadNumbersHook, CheckModelHook, CheckpointHook, SeedHook
+from .process_group import process_group
+from .runner import Runner, build_runner
+
+__all__ = [
+    'BadNumbersHook',
+    'CheckModelHook',
+    'CheckpointHook',
+    'Runner',
+    'SeedHook',
+    'build_runner',
+    'process_group',
+]

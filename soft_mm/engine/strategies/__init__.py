@@ -1,0 +1,3 @@
+from .fsdp import FSDPStrategy
+
+__all__ = ['FSDPStrategy']

@@ -1,0 +1,4 @@
+from .atomic import atomic_write
+from .checkpoints import last_checkpoint, load_checkpoint, set_checkpoint_reader
+
+__all__ = ['atomic_write', 'last_checkpoint', 'load_checkpoint', 'set_checkpoint_reader']
