@@ -1,27 +1,46 @@
-// What the loops over tensors on the CPU share.
+// Helpers for loops over tensors on the CPU.
 
 #pragma once
 
 #include <ATen/OpMathType.h>
+#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
 
 #include <cstdint>
-
-// Compiles a function for wider vectors too; the one that the processor has is taken at run time.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SOFT_MM_VECTORIZED \
-  __attribute__((target_clones("avx512f", "arch=haswell", "default")))
-#else
-#define SOFT_MM_VECTORIZED
-#endif
+#include <string>
 
 namespace soft_mm {
 
-// Results that the innermost loop keeps in registers. What they run along is padded to a multiple
-// of them, so that the compiler knows the loop's length.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+template <typename Body>
+[[gnu::target("avx512f")]] void run_avx512(const Body& body) {
+  body();
+}
+
+template <typename Body>
+[[gnu::target("avx2,fma")]] void run_avx2(const Body& body) {
+  body();
+}
+#endif
+
+// Runs a lambda that is always inlined. It is compiled for AVX-512, for AVX2 and for neither; the
+// version that runs is the one that PyTorch chose for its own kernels, from the processor or from
+// the environment variable ATEN_CPU_CAPABILITY (avx512, avx2 or default).
+template <typename Body>
+void vectorized(const Body& body) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  static const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512") return run_avx512(body);
+  if (capability == "AVX2") return run_avx2(body);
+#endif
+  body();
+}
+
+// Results that the innermost loop keeps in registers. Their dimension is padded to a multiple of
+// this number, so that the compiler knows the length of the loop.
 constexpr int64_t kLanes = 16;
-// Terms of a sum below which a thread is not worth its start.
+// Terms of a sum below which starting a thread does not pay.
 constexpr int64_t kGrain = 32768;
 
 inline at::Tensor accumulator(const at::Tensor& x) {

@@ -81,8 +81,8 @@ template <typename Visit>
 
 // Row y of the result (width, channels): filters (9, channels), bias (channels).
 template <typename T>
-SOFT_MM_VECTORIZED void convolve_row(const T* map, const T* filters, const T* bias, T* out,
-                                     int64_t y, const Shape& shape) {
+[[gnu::always_inline]] inline void convolve_row(const T* map, const T* filters, const T* bias,
+                                                T* out, int64_t y, const Shape& shape) {
   using Type = typename Lanes<T>::Type;
   for (int64_t block = 0; block < shape.channels; block += kLanes) {
     const Rows<T> rows(map + block, y, shape);
@@ -90,9 +90,9 @@ SOFT_MM_VECTORIZED void convolve_row(const T* map, const T* filters, const T* bi
     for (int tap = 0; tap < kTaps; ++tap) {
       weights[tap] = lanes(filters + tap * shape.channels + block);
     }
-    for_each_token(shape.width, [&](int64_t x, int first, int last) [[gnu::always_inline]] {
+    for_each_token(shape.width, [&](int64_t x, int first, int last) __attribute__((always_inline)) {
       Type sum = lanes(bias + block);
-      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) [[gnu::always_inline]] {
+      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) __attribute__((always_inline)) {
         sum += weights[tap] * token;
       });
       lanes(out + x * shape.channels + block) = sum;
@@ -102,15 +102,15 @@ SOFT_MM_VECTORIZED void convolve_row(const T* map, const T* filters, const T* bi
 
 // Adds what row y (width, channels) of the gradient gives for the filters (9, channels).
 template <typename T>
-SOFT_MM_VECTORIZED void correlate_row(const T* grad, const T* map, T* out, int64_t y,
-                                      const Shape& shape) {
+[[gnu::always_inline]] inline void correlate_row(const T* grad, const T* map, T* out, int64_t y,
+                                                 const Shape& shape) {
   using Type = typename Lanes<T>::Type;
   for (int64_t block = 0; block < shape.channels; block += kLanes) {
     const Rows<T> rows(map + block, y, shape);
     Type sums[kTaps] = {};
-    for_each_token(shape.width, [&](int64_t x, int first, int last) [[gnu::always_inline]] {
+    for_each_token(shape.width, [&](int64_t x, int first, int last) __attribute__((always_inline)) {
       const Type factor = lanes(grad + x * shape.channels + block);
-      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) [[gnu::always_inline]] {
+      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) __attribute__((always_inline)) {
         sums[tap] += factor * token;
       });
     });
@@ -154,14 +154,16 @@ at::Tensor convolve_tokens(const at::Tensor& v, const at::Tensor& filters,
     const auto* filter = taps.const_data_ptr<scalar_t>();
     const auto* offset = constant.const_data_ptr<scalar_t>();
     auto* result = out.mutable_data_ptr<scalar_t>();
-    const auto row = width * shape.channels;
+    const auto row = width * shape.channels, map_stride = maps.stride(0);
     at::parallel_for(0, images * height, kGrain / (kTaps * std::max<int64_t>(1, row)) + 1,
                      [&](int64_t begin, int64_t end) {
-      for (auto i = begin; i < end; ++i) {
-        const auto image = i / height;
-        convolve_row(map + image * maps.stride(0), filter + image * kTaps * shape.channels, offset,
-                     result + i * row, i % height, shape);
-      }
+      vectorized([&]() __attribute__((always_inline)) {
+        for (auto i = begin; i < end; ++i) {
+          const auto image = i / height;
+          convolve_row(map + image * map_stride, filter + image * kTaps * shape.channels, offset,
+                       result + i * row, i % height, shape);
+        }
+      });
     });
   });
   return out.narrow(-1, 0, channels).to(v.scalar_type()).contiguous();
@@ -180,17 +182,19 @@ at::Tensor correlate_tokens(const at::Tensor& grad, const at::Tensor& v, int64_t
     const auto* map = maps.const_data_ptr<scalar_t>();
     const auto* factor = grads.const_data_ptr<scalar_t>();
     auto* result = sums.mutable_data_ptr<scalar_t>();
-    const auto row = width * shape.channels;
+    const auto row = width * shape.channels, map_stride = maps.stride(0);
     const auto terms = kTaps * row * (height / parts + 1);
     at::parallel_for(0, images * parts, kGrain / std::max<int64_t>(1, terms) + 1,
                      [&](int64_t begin, int64_t end) {
-      for (auto i = begin; i < end; ++i) {
-        const auto image = i / parts, part = i % parts;
-        for (auto y = height * part / parts; y < height * (part + 1) / parts; ++y) {
-          correlate_row(factor + (image * height + y) * row, map + image * maps.stride(0),
-                        result + i * kTaps * shape.channels, y, shape);
+      vectorized([&]() __attribute__((always_inline)) {
+        for (auto i = begin; i < end; ++i) {
+          const auto image = i / parts, part = i % parts;
+          for (auto y = height * part / parts; y < height * (part + 1) / parts; ++y) {
+            correlate_row(factor + (image * height + y) * row, map + image * map_stride,
+                          result + i * kTaps * shape.channels, y, shape);
+          }
         }
-      }
+      });
     });
   });
   return sums.sum(1).narrow(-1, 0, channels).mT().reshape({images, channels, 3, 3})

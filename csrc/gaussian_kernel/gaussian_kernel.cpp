@@ -65,14 +65,16 @@ void for_each_row(const at::Tensor& q, const at::Tensor& k, const Row& row) {
   const auto terms = std::max<int64_t>(1, k.size(-2) * k.size(-1));
   at::parallel_for(0, q.numel() / q.size(-1), std::max<int64_t>(1, kGrain / terms),
                    [&](int64_t begin, int64_t end) {
-                     for (auto n = begin; n < end; ++n) row(n / rows, n);
+                     vectorized([&]() __attribute__((always_inline)) {
+                       for (auto n = begin; n < end; ++n) row(n / rows, n);
+                     });
                    });
 }
 
 // The m squared distances of token q (d) from the tokens k (d, width).
 template <typename T>
-SOFT_MM_VECTORIZED void distances_of_row(const T* q, const T* k, int64_t width, int64_t d,
-                                         int64_t m, T* out) {
+[[gnu::always_inline]] inline void distances_of_row(const T* q, const T* k, int64_t width,
+                                                    int64_t d, int64_t m, T* out) {
   for (int64_t j = 0; j < m; j += kLanes) {
     T sum[kLanes] = {};
     for (int64_t c = 0; c < d; ++c) {
@@ -88,8 +90,9 @@ SOFT_MM_VECTORIZED void distances_of_row(const T* q, const T* k, int64_t width, 
 
 // The sum (d) of the differences of the tokens k (m, width) from token q (width), by weights w (m).
 template <typename T>
-SOFT_MM_VECTORIZED void differences_of_row(const T* w, const T* q, const T* k, int64_t width,
-                                           int64_t d, int64_t m, T* out) {
+[[gnu::always_inline]] inline void differences_of_row(const T* w, const T* q, const T* k,
+                                                      int64_t width, int64_t d, int64_t m,
+                                                      T* out) {
   for (int64_t c = 0; c < d; c += kLanes) {
     T sum[kLanes] = {};
     for (int64_t j = 0; j < m; ++j) {
@@ -115,7 +118,7 @@ at::Tensor distances(const at::Tensor& q, const at::Tensor& k) {
     const auto* q_data = rows.const_data_ptr<scalar_t>();
     const auto* k_data = columns.const_data_ptr<scalar_t>();
     auto* out_data = out.mutable_data_ptr<scalar_t>();
-    for_each_row(q, k, [&](int64_t l, int64_t n) {
+    for_each_row(q, k, [&](int64_t l, int64_t n) __attribute__((always_inline)) {
       distances_of_row(q_data + n * d, k_data + l * d * width, width, d, m, out_data + n * m);
     });
   });
@@ -144,7 +147,7 @@ at::Tensor weighted_differences(const at::Tensor& weight, const std::optional<at
     const auto* q_data = rows.const_data_ptr<scalar_t>();
     const auto* k_data = columns.const_data_ptr<scalar_t>();
     auto* out_data = out.mutable_data_ptr<scalar_t>();
-    for_each_row(q, k, [&](int64_t l, int64_t n) {
+    for_each_row(q, k, [&](int64_t l, int64_t n) __attribute__((always_inline)) {
       differences_of_row(w_data + n * m, q_data + n * width, k_data + l * m * width, width, d, m,
                          out_data + n * d);
     });

@@ -1,10 +1,12 @@
 """Two processes train as one does with the doubled batch."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from socket import socket
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ SOFT = """dict(arch=dict(_delete_=True, channels=(16, 16, 16, 32), num_heads=(1,
 INLINE = """dict(_delete_=True, type='soft_mm.InLinePVT', out_type='avg_featmap',
                  arch=dict(channels=(16, 16, 16, 32), num_heads=(1, 1, 1, 2),
                            depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2)))"""
+FAMILIES = [(SOFT, 'torch'), (INLINE, None)]  # with the sync_bn that each needs
 CONFIG = """
 _base_ = {base!r}
 custom_imports = dict(imports=['soft_mm', 'two_processes'], allow_failed_imports=False)
 sync_bn = {sync_bn!r}
 model = dict(backbone={backbone}, train_cfg=None)
-data_root = {data!r}
+data_root = 'DATA'
 train_dataloader = dict(batch_size={batch}, drop_last=True, dataset=dict(
     data_root=data_root, pipeline=[dict(type='LoadImageFromFile'),
                                    dict(type='Resize', scale=(64, 64)), dict(type='PackInputs')]))
@@ -43,10 +46,47 @@ default_hooks.update(bad_numbers=dict(on_bad_numbers='skip'))
 """
 
 
-@pytest.fixture
-def train(small_digits, tmp_path):
-    """Train in a number of processes, 8 images a step in all; the work dir."""
+@pytest.fixture(scope='module')
+def launch(tmp_path_factory, small_digits):
+    """Run a launcher of tools/ on a config in its own work dir, and return the process."""
 
+    def run(script: str, folder: Path, config: str, processes: int, *args: object):
+        (_, (_, data, *_)) = small_digits
+        folder.mkdir(exist_ok=True)
+        (folder / 'config.py').write_text(config.replace('DATA', data.split('=')[1]))
+        with socket() as free:  # a port that no other test uses
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        command = [f'tools/{script}', folder / 'config.py', *map(str, args)]
+        command.insert(2 if script == 'dist_train.sh' else 3, str(processes))
+        return subprocess.run(
+            [*command, '--work-dir', folder],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env=os.environ
+            | {
+                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+                'PORT': str(port),
+                'PYTHONPATH': os.pathsep.join(
+                    [str(ROOT / 'tests/tools'), os.environ.get('PYTHONPATH', '')]
+                ),
+                'OMP_NUM_THREADS': '1',
+            },
+        )
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def train(launch, small_digits, tmp_path_factory):
+    """Train in a number of processes, 8 images a step in all; return the work dir.
+
+    The same run is made once for all tests, which therefore leave its files as they are.
+    """
+    root = tmp_path_factory.mktemp('processes')
+
+    @functools.cache
     def run(
         processes: int,
         backbone: str,
@@ -57,38 +97,18 @@ def train(small_digits, tmp_path):
         more: str = '',
         error: str = '',
     ) -> Path:
-        base, (_, data, *_) = small_digits
-        work_dir = tmp_path / f'{processes}-{sync_bn}-{sharded}'
-        work_dir.mkdir(exist_ok=True)
-        config = work_dir / 'config.py'
-        config.write_text(
-            CONFIG.format(
-                base=str(ROOT / base),
-                sync_bn=sync_bn,
-                backbone=backbone,
-                batch=8 // processes,
-                data=data.split('=')[1],
-                epochs=epochs,
-            )
-            + SHARDED * sharded
-            + more
+        folder = root / f'{len(list(root.iterdir()))}'
+        config = CONFIG.format(
+            base=str(ROOT / small_digits[0]),
+            sync_bn=sync_bn,
+            backbone=backbone,
+            batch=8 // processes,
+            epochs=epochs,
         )
-        done = subprocess.run(
-            ['tools/dist_train.sh', config, str(processes), '--work-dir', work_dir, *args],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            env=os.environ
-            | {
-                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
-                'PORT': '29521',
-                'PYTHONPATH': str(ROOT / 'tests/tools'),
-                'OMP_NUM_THREADS': '1',
-            },
-        )
+        done = launch('dist_train.sh', folder, config + SHARDED * sharded + more, processes, *args)
         assert (done.returncode != 0) == bool(error), done.stderr[-3000:]
         assert error in done.stderr, done.stderr[-3000:]
-        return work_dir
+        return folder
 
     return run
 
@@ -131,7 +151,7 @@ def check_equal(two: Path, one: Path, tolerance: float = 1e-4) -> None:
     assert len(list(two.glob('*/*.log'))) == 1
 
 
-@pytest.mark.parametrize(('backbone', 'sync_bn'), [(SOFT, 'torch'), (INLINE, None)])
+@pytest.mark.parametrize(('backbone', 'sync_bn'), FAMILIES)
 def test_two_processes_are_one_with_the_doubled_batch(backbone, sync_bn, train):
     one, two = (train(processes, backbone, sync_bn=sync_bn) for processes in (1, 2))
     check_equal(two, one)
@@ -148,9 +168,13 @@ def test_batch_norm_that_is_not_synchronised_shows(train):
     assert farthest(*statistics) > 0.1
 
 
-def test_shards_are_the_same_run_and_one_can_go_on_from_the_other(train):
-    one, shards = train(1, INLINE), train(2, INLINE, sharded=True)
+@pytest.mark.parametrize(('backbone', 'sync_bn'), FAMILIES)
+def test_shards_are_the_same_run(backbone, sync_bn, train):
+    one = train(1, backbone, sync_bn=sync_bn)
+    shards = train(2, backbone, sync_bn=sync_bn, sharded=True)
     check_equal(shards, one)
+    # One for each block, and one for the rest of the model.
+    assert torch.load(shards / 'rank0.pth')['units'] == 4 + 1
     states = [torch.load(folder / 'epoch_1.pth', weights_only=False) for folder in (shards, one)]
     assert farthest(*(state['state_dict'] for state in states)) < 1e-4
     momentum, expected = (
@@ -161,18 +185,47 @@ def test_shards_are_the_same_run_and_one_can_go_on_from_the_other(train):
     sizes = [group['weight_decay'] for group in states[0]['optimizer']['param_groups']]
     assert sizes == [group['weight_decay'] for group in states[1]['optimizer']['param_groups']]
 
-    resume = '--resume', str(one / 'epoch_1.pth')
-    shards = train(2, INLINE, *resume, sharded=True, epochs=2)
-    one = train(1, INLINE, *resume, epochs=2)
-    assert farthest(weights(shards), weights(one)) < 1e-4
-    whole = train(1, INLINE, '--resume', str(shards / 'epoch_1.pth'), epochs=2)
-    assert farthest(weights(whole), weights(shards)) < 1e-4
 
-    path = one / 'epoch_1.pth'
-    torch.save(
-        {k: v for k, v in torch.load(path, weights_only=False).items() if k != 'optimizer'}, path
-    )
-    train(1, INLINE, '--resume', str(path), sharded=True, error=f'{path} holds weights alone')
+def test_either_kind_of_run_resumes_from_the_other(train, tmp_path):
+    one, shards = train(1, INLINE), train(2, INLINE, sharded=True)
+    resume = '--resume', str(one / 'epoch_1.pth')
+    shards_from_one = train(2, INLINE, *resume, sharded=True, epochs=2)
+    one_from_one = train(1, INLINE, *resume, epochs=2)
+    assert farthest(weights(shards_from_one), weights(one_from_one)) < 1e-4
+    one_from_shards = train(1, INLINE, '--resume', str(shards / 'epoch_1.pth'), epochs=2)
+    assert farthest(weights(one_from_shards), weights(one_from_one)) < 1e-4
+
+    path = tmp_path / 'weights.pth'
+    state = torch.load(one / 'epoch_1.pth', weights_only=False)
+    torch.save({k: v for k, v in state.items() if k != 'optimizer'}, path)
+    train(1, INLINE, '--resume', str(path), sharded=True, error=f'{path} holds weights')
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_sharded_config_is_evaluated_by_its_runner(processes, train, launch, fork_tool, tmp_path):
+    """In shards, or on one process without them."""
+    trained = train(2, SOFT, sync_bn='torch', sharded=True)
+    config, checkpoint = trained / 'config.py', trained / 'epoch_1.pth'
+    out = '--out', tmp_path / 'metrics.json'
+    if processes == 1:
+        before = f'sys.path.insert(0, {str(ROOT / "tests/tools")!r})'
+        done = fork_tool('test.py', config, checkpoint, *out, '--work-dir', tmp_path, before=before)
+    else:
+        text = config.read_text()
+        done = launch('dist_test.sh', tmp_path / 'work', text, 2, checkpoint, *out)
+    assert done.returncode == 0, (done.stdout + (done.stderr or ''))[-3000:]
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())['metrics']
+    assert [metrics['accuracy/top1']] == pytest.approx(scalars(trained, 'accuracy/top1'))
+
+
+@pytest.mark.parametrize('command', [['train.py'], ['test.py', 'x.pth']])
+def test_both_commands_build_the_runner_that_the_config_names(command, fork_tool, tmp_path):
+    script, *checkpoint = command
+    config = 'tests/tools/digits.py'
+    option = '--cfg-options', 'runner_type=NoSuchRunner'
+    done = fork_tool(script, config, *checkpoint, '--work-dir', tmp_path, *option)
+    assert done.returncode == 1
+    assert 'NoSuchRunner is not in the soft_mm::runner registry' in done.stdout
 
 
 def test_all_shards_skip_what_went_bad_in_one(train):

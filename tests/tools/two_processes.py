@@ -1,8 +1,7 @@
-"""What two processes on a CPU need besides: imported by the configs of test_processes.py.
+"""Hooks and a CPU implementation of SyncBatchNorm, imported by the configs of test_processes.py.
 
-PyTorch's synchronised batch norm has kernels for GPUs alone, and its wrapper refuses a CPU: here is
-its formula. And every process leaves its weights and losses behind, where a run writes those of the
-first.
+PyTorch implements SyncBatchNorm for GPUs only, and its wrapper refuses a CPU. The hooks let every
+rank leave its weights and losses behind, where a run writes only those of rank 0.
 """
 
 import torch
@@ -10,6 +9,7 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor
 
@@ -43,7 +43,7 @@ nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self
 
 @HOOKS.register_module()
 class SaveEveryRank(Hook):
-    """Writes ``rank0.pth``, ``rank1.pth``, … into the work dir: whole weights, and the losses."""
+    """Write ``rank0.pth``, ``rank1.pth``, … into the work dir: full weights, losses, FSDP units."""
 
     def before_train(self, runner) -> None:
         self.losses = []
@@ -57,8 +57,10 @@ class SaveEveryRank(Hook):
             name: x.full_tensor() if isinstance(x, DTensor) else x
             for name, x in model.state_dict().items()
         }
+        units = sum(isinstance(module, FSDPModule) for module in runner.model.modules())
         torch.save(
-            dict(weights=weights, losses=self.losses), f'{runner.work_dir}/rank{get_rank()}.pth'
+            dict(weights=weights, losses=self.losses, units=units),
+            f'{runner.work_dir}/rank{get_rank()}.pth',
         )
         if distributed.is_initialized():
             distributed.barrier()
