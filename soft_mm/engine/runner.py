@@ -56,6 +56,11 @@ class Runner(_Runner):
 
 
 def build_runner(cfg: Config) -> _Runner | FlexibleRunner:
-    """The runner that ``cfg.runner_type`` names, by default :class:`Runner`."""
+    """The runner that ``cfg.runner_type`` names, by default :class:`Runner`.
+
+    ``cfg.sync_bn`` applies to every runner: FlexibleRunner reads it from its strategy only.
+    """
     cfg.setdefault('runner_type', 'soft_mm.Runner')
+    if cfg.get('sync_bn') and cfg.get('strategy'):
+        cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
     return RUNNERS.build(cfg)
