@@ -73,14 +73,12 @@ lint: setup
 setup: $(BIN)/.soft_mm
 ifneq ($(origin PYTHON),file)
 	$(STEP) 'check that .venv is of $(PYTHON)' 'Run make clean to have it made anew.' \
-	    $(PYTHON) -c 'import subprocess, sys; own = sys.version.split()[0]; \
-	        there = subprocess.check_output(["$(BIN)/python", "-c", "import platform; print(platform.python_version())"], text=True).strip(); \
-	        sys.exit(own != there and f"PYTHON=$(PYTHON) is Python {own}, .venv is of {there}")'
+	    $(PYTHON) -c 'import os, sys; own = "python%d.%d" % sys.version_info[:2]; there = os.listdir(".venv/lib"); sys.exit(own not in there and f"PYTHON is {own}, .venv is of {there[0]}")'
 endif
 
 $(BIN)/.python:
 	$(STEP) 'check Python' 'Install one of these, or name it: make PYTHON=python3.11 ...' \
-	    $(PYTHON) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split() and f"needs Python $(PYTHONS: = or ), {sys.executable} is {sys.version}")'
+	    $(PYTHON) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split() and "needs one of Python $(PYTHONS), %s is %s" % (sys.executable, sys.version))'
 	$(STEP) 'make .venv' 'Install the venv module (Debian: apt-get install python3-venv) and remove .venv.' \
 	    $(PYTHON) -m venv .venv
 	@touch $@
