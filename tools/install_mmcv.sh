@@ -52,6 +52,7 @@ done
 # out, because it would take a wheel built against another torch.
 new=$(mktemp -d "$kept/new-XXXXXX")
 trap 'rm -rf "$new"' EXIT
+trap 'exit 1' HUP INT TERM
 env PATH="$(cd "$(dirname "$python")" && pwd):$PATH" MAX_JOBS="${MAX_JOBS:-$(nproc)}" MMCV_WITH_OPS=1 CFLAGS=-g0 \
     "$python" -m pip wheel --quiet --no-deps --no-build-isolation --no-cache-dir \
     --no-binary "${package%%==*}" --wheel-dir "$new" "$package"
