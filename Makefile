@@ -2,23 +2,28 @@
 # make test    lint and the test suite; make test-all adds what trains for minutes on real images
 # make setup   the environment both need, in .venv
 #
-# PYTHON names the interpreter (3.11) and WHEELHOUSE a folder with a wheel of mmcv, which is
-# otherwise built from its source: 12 minutes on two cores.
+# PYTHON names the interpreter, one of PYTHONS. A wheel of mmcv is taken from the folder WHEELHOUSE, or
+# else built, in 12 minutes on two cores, and kept in the folder WHEELS, for other checkouts and for
+# after make clean.
 
 PYTHON ?= python3
+PYTHONS := 3.10 3.11 3.12 3.13
 WHEELHOUSE ?=
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/soft_mm/wheels
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(if $(WHEELHOUSE),--find-links $(WHEELHOUSE))
 CORE := .venv-core
 OPENMMLAB := .venv-openmmlab
+PINS := .venv-pins
+MMCV := env WHEELHOUSE='$(WHEELHOUSE)' WHEELS='$(WHEELS)' tools/install_mmcv.sh
 TORCH ?= torch
 MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
-.PHONY: demo test test-all test-core test-openmmlab lint setup clean
+.PHONY: demo test test-all test-core test-openmmlab lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -46,7 +51,7 @@ test-core:
 	    env PYTHONPATH=$(CURDIR) $(CORE)/bin/python -m pytest -p no:cacheprovider tests/soft_mm
 
 # The detector's commands with OpenMMLab's own packages, on the last torch they work with, on Python
-# 3.11, in an environment of its own; mmcv is built for it, 12 minutes on two cores:
+# 3.11, in an environment of its own; mmcv is built for it and kept, as above:
 # make test-openmmlab PYTHON=python3.11
 test-openmmlab:
 	$(STEP) 'make $(OPENMMLAB)' 'Remove $(OPENMMLAB) and run make again.' $(PYTHON) -m venv $(OPENMMLAB)
@@ -54,9 +59,10 @@ test-openmmlab:
 	    $(OPENMMLAB)/bin/python -m pip install --quiet torch==2.4.1 'numpy<2.3' 'setuptools<80' wheel \
 	    ninja psutil packaging pytest opencv-python-headless addict matplotlib pillow pycocotools \
 	    pyyaml rich scipy shapely six termcolor terminaltables tqdm yapf
-	$(STEP) 'install mmengine, mmdet, and mmcv with its ops' 'It needs a C++ compiler and the Python headers.' \
-	    env MMCV_WITH_OPS=1 CFLAGS=-g0 $(OPENMMLAB)/bin/python -m pip install --quiet --no-deps \
-	    --no-build-isolation --no-cache-dir mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0
+	$(STEP) 'install mmengine and mmdet' 'Check the network.' \
+	    $(OPENMMLAB)/bin/python -m pip install --quiet --no-deps mmengine==0.10.7 mmdet==3.3.0
+	$(STEP) 'install mmcv with its ops (the first time it is built: 12 minutes)' \
+	    'It needs a C++ compiler and the Python headers.' $(MMCV) $(OPENMMLAB)/bin/python mmcv==2.1.0
 	$(STEP) 'run the tests of the commands' 'The failures stand above.' \
 	    env PYTHONPATH=$(CURDIR) $(OPENMMLAB)/bin/python -m pytest -p no:cacheprovider tests/tools/test_runs.py
 
@@ -65,28 +71,29 @@ lint: setup
 	$(STEP) 'check the format' 'Run .venv/bin/ruff format.' $(BIN)/ruff format --check .
 
 setup: $(BIN)/.soft_mm
+ifneq ($(origin PYTHON),file)
+	$(STEP) 'check that .venv is of $(PYTHON)' 'Run make clean to have it made anew.' \
+	    $(PYTHON) -c 'import os, sys; own = "python%d.%d" % sys.version_info[:2]; there = os.listdir(".venv/lib"); sys.exit(own not in there and f"PYTHON is {own}, .venv is of {there[0]}")'
+endif
 
 $(BIN)/.python:
-	$(STEP) 'check Python' 'Install Python 3.11, or name one: make PYTHON=python3.11 ...' \
-	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and f"needs Python 3.11, {sys.executable} is {sys.version}")'
+	$(STEP) 'check Python' 'Install one of these, or name it: make PYTHON=python3.11 ...' \
+	    $(PYTHON) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split() and "needs one of Python $(PYTHONS), %s is %s" % (sys.executable, sys.version))'
 	$(STEP) 'make .venv' 'Install the venv module (Debian: apt-get install python3-venv) and remove .venv.' \
 	    $(PYTHON) -m venv .venv
 	@touch $@
 
 $(BIN)/.requirements: requirements.txt | $(BIN)/.python
 	$(STEP) 'install build tools' 'Check the network and run make again.' \
-	    $(PIP) $$(grep -E '^(pip|setuptools|wheel|packaging|ninja|psutil)==' requirements.txt)
+	    sh -c "grep -E '^(pip|setuptools|wheel|packaging|ninja|psutil)==' requirements.txt | $(PIP) -r /dev/stdin"
 	$(STEP) 'install requirements.txt (several GB, minutes)' 'Check the network and the disk and run make again.' \
 	    sh -c "grep -v '^onedl-mmcv==' requirements.txt | $(PIP) -r /dev/stdin"
 	@touch $@
 
-# mmcv's ops need torch at build time, and a build that does not find it leaves them out silently.
 $(BIN)/.mmcv: $(BIN)/.requirements
-	$(STEP) 'install mmcv with its ops (built in 12 minutes unless WHEELHOUSE has a wheel)' \
+	$(STEP) 'install mmcv with its ops (the first time it is built: 12 minutes)' \
 	    'It needs a C++ compiler and the Python headers (Debian: apt-get install g++ python3-dev); with a GPU also the CUDA toolkit.' \
-	    env MMCV_WITH_OPS=1 CFLAGS=-g0 $(PIP) $$(grep '^onedl-mmcv==' requirements.txt)
-	$(STEP) 'check the ops of mmcv' 'Remove .venv and run make again with a C++ compiler installed.' \
-	    $(BIN)/python -W ignore -c 'import mmcv.ops'
+	    $(MMCV) $(BIN)/python $$(grep '^onedl-mmcv==' requirements.txt)
 	@touch $@
 
 # With its compiled ops where there is a C++ compiler; FORCE_CUDA=1 builds them for GPUs too.
@@ -94,5 +101,15 @@ $(BIN)/.soft_mm: setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.*) $(BIN)/.mmc
 	$(STEP) 'install soft_mm' 'It needs the Python headers to compile (Debian: apt-get install python3-dev).' $(PIP) --editable .
 	@touch $@
 
+# Writes requirements.txt from requirements.in. Pins that it has already are kept where they fit: remove
+# it first to have the newest releases. uv writes on every line for which machines it has resolved.
+pins:
+	$(STEP) 'make $(PINS)' 'Remove $(PINS) and run make again.' $(PYTHON) -m venv $(PINS)
+	$(STEP) 'install uv' 'Check the network.' $(PINS)/bin/python -m pip install --quiet uv==0.13.9
+	$(STEP) 'resolve requirements.in' 'The message above names the packages that do not fit.' \
+	    $(PINS)/bin/uv pip compile --quiet --universal --python-version $(firstword $(PYTHONS)) \
+	    --no-annotate --custom-compile-command 'make pins' requirements.in --output-file requirements.txt
+	@sed -E -i "s/( ;| and)( python_full_version < '3.14' and)? platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements.txt
+
 clean:
-	rm -rf .venv $(CORE) $(OPENMMLAB) work_dirs data/shapes build soft_mm/_C*.so *.egg-info
+	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) work_dirs data/shapes build soft_mm/_C*.so *.egg-info
