@@ -72,9 +72,8 @@ def main() -> None:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     cfg.load_from = args.checkpoint
     if args.show_dir:
-        folder = str(
-            args.show_dir.resolve()
-        )  # the hooks resolve relative paths against the work dir
+        # The hooks resolve relative paths against the work dir.
+        folder = str(args.show_dir.resolve())
         hook = cfg.default_hooks.visualization
         hook.update(DRAW[hook.type](folder))
         if hook.type == 'SegVisualizationHook':
