@@ -302,7 +302,7 @@ def parse_args() -> argparse.Namespace:
         '--device',
         choices=['cpu', 'cuda'],
         default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='default: cuda if there is a GPU',
+        help='device to measure on (default: cuda if there is a GPU, else cpu)',
     )
     parser.add_argument(
         '--sizes',
@@ -313,7 +313,11 @@ def parse_args() -> argparse.Namespace:
         help='image sizes in pixels (default: 224x224 512x512 800x1344 1344x1344)',
     )
     parser.add_argument(
-        '--modes', nargs='+', choices=MODES, default=list(MODES), help='default: all'
+        '--modes',
+        nargs='+',
+        choices=MODES,
+        default=list(MODES),
+        help='what to measure (default: both)',
     )
     parser.add_argument(
         '--only',

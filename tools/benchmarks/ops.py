@@ -335,13 +335,13 @@ def parse_args() -> argparse.Namespace:
         '--device',
         choices=['cpu', 'cuda'],
         default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='default: cuda if there is a GPU',
+        help='device to measure on (default: cuda if there is a GPU, else cpu)',
     )
     parser.add_argument(
         '--dtype',
         choices=[str(d).split('.')[1] for d in AGREE],
         default='float32',
-        help='default: float32',
+        help='dtype of the inputs (default: float32)',
     )
     parser.add_argument(
         '--sizes',
@@ -366,7 +366,11 @@ def parse_args() -> argparse.Namespace:
         'on a CPU)',
     )
     parser.add_argument(
-        '--only', nargs='+', choices=list(OPS), default=list(OPS), help='ops (default: all)'
+        '--only',
+        nargs='+',
+        choices=list(OPS),
+        default=list(OPS),
+        help='ops to measure (default: all)',
     )
     parser.add_argument('--out', type=Path, metavar='FILE', help='also write FILE.md and FILE.json')
     add_quiet(parser)
