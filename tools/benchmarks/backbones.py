@@ -44,7 +44,7 @@ class Case:
         config: config of the backbone.
         package: package that registers it.
         backend: backend of our ops; None for the default of the device.
-        baseline: case to compare its time with, besides PVT-Tiny.
+        baseline: case to compare its time with, in addition to PVT-Tiny.
         max_pixels: number of pixels of the largest image to measure.
     """
 
