@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Evaluate on several GPUs of one or more nodes. Run it on every node, with that node's rank:
+# Evaluate on several GPUs of one or more nodes. Run this on every node, with that node's rank:
 #   [NNODES=1] [NODE_RANK=0] [MASTER_ADDR=127.0.0.1] [PORT=29500] \
-#       tools/dist_test.sh CONFIG CHECKPOINT GPUS_A_NODE [options of test.py]
+#       tools/dist_test.sh CONFIG CHECKPOINT GPUS_PER_NODE [options of test.py]
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 config=$1 checkpoint=$2 gpus=$3

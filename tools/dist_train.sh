@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train on several GPUs of one or more nodes. Run it on every node, with that node's rank:
+# Train on several GPUs of one or more nodes. Run this on every node, with that node's rank:
 #   [NNODES=1] [NODE_RANK=0] [MASTER_ADDR=127.0.0.1] [PORT=29500] \
-#       tools/dist_train.sh CONFIG GPUS_A_NODE [options of train.py]
+#       tools/dist_train.sh CONFIG GPUS_PER_NODE [options of train.py]
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 config=$1 gpus=$2

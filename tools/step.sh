@@ -1,6 +1,6 @@
 #!/bin/sh
 # Run one step of a make target: tools/step.sh NAME ADVICE COMMAND...
-# A step that fails says which one it was and what to do.
+# If the command fails, print the name of the step and the advice.
 name=$1 advice=$2
 shift 2
 echo "==> $name"

@@ -1,4 +1,4 @@
-"""Evaluate any of the configs: ``python tools/test.py CONFIG CHECKPOINT``."""
+"""Evaluate the model of a config. For several GPUs use tools/dist_test.sh."""
 
 import argparse
 from pathlib import Path
@@ -11,10 +11,10 @@ from soft_mm.engine import build_runner, process_group
 from soft_mm.fileio import set_checkpoint_reader
 from soft_mm.fileio.atomic import ATOMIC
 
-# How each toolbox is told to draw every picture into a folder: options of its visualization hook.
+# Options that make each toolbox's visualization hook draw every image into a folder.
 DRAW = {
     'DetVisualizationHook': lambda folder: dict(draw=True, test_out_dir=folder),
-    'SegVisualizationHook': lambda folder: dict(draw=True),  # draws into the visualizer's folder
+    'SegVisualizationHook': lambda folder: dict(draw=True),  # the folder is set on the visualizer
     'VisualizationHook': lambda folder: dict(enable=True, interval=1, out_dir=folder),
 }
 
@@ -31,35 +31,35 @@ def result_file(name: str) -> Path:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Evaluate a model of any task.')
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--trust-pickle',
         action='store_true',
-        help='run the code that checkpoints may contain: only for files you trust',
+        help='allow checkpoints to run code when they are loaded; only for files you trust',
     )
-    parser.add_argument('--work-dir', help='logs; default work_dirs/CONFIG_NAME')
+    parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/CONFIG_NAME)')
     parser.add_argument(
         '--out',
         type=result_file,
         metavar='FILE',
-        help='write the metrics (.json) or the predictions (.pkl)',
+        help='write the metrics (.json) or the predictions (.pkl) to FILE',
     )
-    parser.add_argument('--show-dir', type=Path, help='draw the predictions into this folder')
+    parser.add_argument('--show-dir', type=Path, help='folder to draw the predictions into')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='settings that override the config',
+        help='override settings of the config',
     )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='who starts the processes of a distributed run',
+        help='launcher of a distributed run (default: none)',
     )
     return parser.parse_args()
 
@@ -72,14 +72,15 @@ def main() -> None:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     cfg.load_from = args.checkpoint
     if args.show_dir:
-        folder = str(args.show_dir.resolve())  # the hooks take a relative one from the work dir
+        # The hooks resolve relative paths against the work dir.
+        folder = str(args.show_dir.resolve())
         hook = cfg.default_hooks.visualization
         hook.update(DRAW[hook.type](folder))
         if hook.type == 'SegVisualizationHook':
             cfg.visualizer.save_dir = folder
     if args.out and args.out.suffix == '.pkl':
-        predictions = args.out.with_name(f'.{args.out.stem}.part.pkl')  # renamed once it is whole
-        # mmdet's own packs masks as RLE.
+        predictions = args.out.with_name(f'.{args.out.stem}.part.pkl')  # renamed once complete
+        # mmdet's DumpDetResults encodes masks as RLE.
         dump_type = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         evaluators = cfg.test_evaluator
         cfg.test_evaluator = [

@@ -1,4 +1,4 @@
-"""Train any of the configs: ``python tools/train.py CONFIG``; on more GPUs, tools/dist_train.sh."""
+"""Train the model of a config. For several GPUs use tools/dist_train.sh."""
 
 import argparse
 from importlib.util import find_spec
@@ -11,37 +11,39 @@ from soft_mm.fileio import last_checkpoint, set_checkpoint_reader
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a model of any task.')
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='logs and checkpoints; default work_dirs/CONFIG_NAME')
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)'
+    )
     parser.add_argument(
         '--amp',
         nargs='?',
         const='bfloat16',
         choices=['bfloat16', 'float16'],
-        help='train in automatic mixed precision; float16 with a scaled loss',
+        help='train in mixed precision: bfloat16, the default, or float16 with loss scaling',
     )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the lr by the images a step over the config's base_batch_size",
+        help="multiply the learning rate by images per step / the config's base_batch_size",
     )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from CHECKPOINT, or from the last whole one in the work dir',
+        help='resume from CHECKPOINT, or without a value from the last complete one in the work dir',
     )
     parser.add_argument(
         '--trust-pickle',
         action='store_true',
-        help='run the code that checkpoints may contain: only for files you trust',
+        help='allow checkpoints to run code when they are loaded; only for files you trust',
     )
     parser.add_argument(
         '--tensorboard',
         action='store_true',
-        help='write the log for TensorBoard too, beside the text',
+        help='also write the log for TensorBoard',
     )
     parser.add_argument(
         '--cfg-options',
@@ -49,13 +51,13 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='settings that override the config',
+        help='override settings of the config',
     )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='who starts the processes of a distributed run',
+        help='launcher of a distributed run (default: none)',
     )
     return parser.parse_args()
 
@@ -73,7 +75,7 @@ def load_config(args: argparse.Namespace) -> Config:
         )
     if args.tensorboard:
         if find_spec('tensorboard') is None:
-            raise SystemExit('--tensorboard needs the package tensorboard: install it with pip')
+            raise SystemExit('--tensorboard needs the package tensorboard: pip install tensorboard')
         cfg.visualizer.vis_backends.append(dict(type='mmengine.TensorboardVisBackend'))
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
@@ -85,7 +87,7 @@ def load_config(args: argparse.Namespace) -> Config:
             cfg.resume = True
             cfg.load_from = str(checkpoint)
         else:
-            print(f'--resume: {cfg.work_dir} has no checkpoint; training starts at the beginning')
+            print(f'--resume: {cfg.work_dir} has no checkpoint; training starts from scratch')
     return cfg
 
 

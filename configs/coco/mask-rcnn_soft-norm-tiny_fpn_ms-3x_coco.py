@@ -10,7 +10,7 @@ model = dict(
         arch='tiny',
         sym_norm=True,
         drop_path_rate=0.1,
-        norm_eval=True,  # two images a GPU are too few for batch statistics
+        norm_eval=True,  # two images per GPU are too few for batch statistics
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/soft-norm-tiny.pth', prefix='backbone.'
         ),

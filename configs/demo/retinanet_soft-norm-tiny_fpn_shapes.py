@@ -1,12 +1,12 @@
-# The whole pipeline in six minutes on two CPU cores: small images, a narrow FPN and head, trained
-# from scratch.
+# The full pipeline in six minutes on two CPU cores: small images, a narrow FPN and head, training from
+# scratch.
 _base_ = [
     '../_base_/models/retinanet_fpn.py',
     '../_base_/datasets/coco_detection.py',
     '../_base_/schedules/coco_1x.py',
     '../_base_/det_runtime.py',
 ]
-norm_cfg = dict(type='GN', num_groups=16)  # what training from scratch needs (arXiv 1811.08883)
+norm_cfg = dict(type='GN', num_groups=16)  # training from scratch needs it (arXiv 1811.08883)
 model = dict(
     backbone=dict(type='soft_mm.SOFT', arch='tiny', sym_norm=True),
     neck=dict(out_channels=128, norm_cfg=norm_cfg),

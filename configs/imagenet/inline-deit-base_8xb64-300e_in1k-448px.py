@@ -18,7 +18,7 @@ model = dict(
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 448
 test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = 512  # 256/224 of the size
+test_pipeline[1].scale = 512  # crop ratio 224/256
 test_pipeline[2].crop_size = 448
 train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

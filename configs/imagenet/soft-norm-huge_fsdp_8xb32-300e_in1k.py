@@ -1,5 +1,6 @@
-# The same run in shards, for models that a GPU does not hold with their gradients and averages.
+# Sharded training of soft-norm-huge, for GPUs that cannot hold the model with its gradients and
+# optimizer state.
 _base_ = './soft-norm-huge_8xb32-300e_in1k.py'
 runner_type = 'FlexibleRunner'
 strategy = dict(type='soft_mm.FSDPStrategy')
-custom_hooks = []  # without averaged weights, which would be a second, whole model on each GPU
+custom_hooks = []  # no EMAHook: averaged weights would be a second, unsharded model on each GPU

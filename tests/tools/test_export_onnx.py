@@ -107,13 +107,13 @@ BAD = {
     'suffix': (DEIT, 'a.pt', [], 'must end in .onnx'),
     'too small': (DEIT, 'a.onnx', ['--size', '64x224'], "'64x224' must be HxW"),
     'no size': (DEIT, 'a.onnx', ['--size', '224'], "'224' must be HxW"),
-    'two stages': (MASK_RCNN, 'a.onnx', [], 'takes ImageClassifier and RetinaNet, got MaskRCNN'),
+    'two stages': (MASK_RCNN, 'a.onnx', [], 'supports ImageClassifier and RetinaNet, got MaskRCNN'),
     'windows': (
         SWIN,
         'a.onnx',
         ['--size', '224x300'],
-        'InLineSwin attends in windows or stripes and is exported for sides that are '
-        'multiples of 32, got --size 224x300',
+        '--size must be multiples of 32 for InLineSwin, which attends in windows or stripes, '
+        'got 224x300',
     ),
     'random landmarks': (
         SOFT,

@@ -61,7 +61,7 @@ TOOLS = {
             '--cfg-options',
             'model.backbone.depths=(1,)',
         ],
-        ['trace .* 0/4', 'check the numbers .* 4/4'],
+        ['trace .* 0/4', 'compare with PyTorch .* 4/4'],
     ),
 }
 

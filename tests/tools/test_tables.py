@@ -109,7 +109,7 @@ def test_get_flops(run_tool, config, shape, parameters):
 def test_bad_shape(run_tool):
     done = run_tool('analysis_tools/get_flops.py', 'x.py', '--shape', 0, 5, check=False)
     assert done.returncode == 2
-    assert '--shape must be two sides of at least 1 pixel, got [0, 5]' in done.stderr
+    assert '--shape must be two integers of at least 1 pixel, got [0, 5]' in done.stderr
 
 
 def test_every_row_has_its_config(tables):

@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of any config's model: ``get_flops.py CONFIG [--shape H W]``."""
+"""Count the parameters and multiply-adds of a config's model."""
 
 import argparse
 from functools import partial
@@ -14,15 +14,15 @@ SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Count multiply-adds and parameters.')
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--shape',
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='of the image, in pixels; default 224 224 for a classifier, 800 1344 '
-        'for a detector, 512 512 for a segmentor',
+        help='image size in pixels (default: 224 224 for classifiers, 800 1344 for detectors, '
+        '512 512 for segmentors)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -30,11 +30,11 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='settings that override the config',
+        help='override settings of the config',
     )
     args = parser.parse_args()
     if args.shape and min(args.shape) < 1:
-        parser.error(f'--shape must be two sides of at least 1 pixel, got {args.shape}')
+        parser.error(f'--shape must be two integers of at least 1 pixel, got {args.shape}')
     return args
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     cfg.merge_from_dict(args.cfg_options)
     model = build_model(cfg)
     shape = tuple(args.shape or SHAPES[cfg.default_scope])
-    if cfg.default_scope == 'mmdet':  # a region head takes its proposals' limits from these
+    if cfg.default_scope == 'mmdet':  # two-stage detectors clip proposals to these sizes
         sample = BaseDataElement(
             metainfo=dict(
                 img_shape=shape,

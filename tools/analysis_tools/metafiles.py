@@ -1,7 +1,7 @@
-"""OpenMMLab's metafiles: model-index.yml and a metafile.yml for each folder of configs.
+"""Generate OpenMMLab's metafiles: model-index.yml and a metafile.yml for each folder of configs.
 
-metafiles.py --write     bring them up to date with papers.yml, our parameters and multiply-adds
-metafiles.py --check     fail where one is out of date
+metafiles.py --write     update them from configs/papers.yml and our parameters and multiply-adds
+metafiles.py --check     fail if one of them is out of date
 """
 
 import argparse
@@ -17,7 +17,7 @@ from soft_mm.analysis.complexity import measure
 ROOT = Path(__file__).parents[2]
 HEAD = "# Written by tools/analysis_tools/metafiles.py; the accuracies are the papers'.\n"
 DATASETS = {'imagenet': 'ImageNet-1k', 'coco': 'COCO', 'ade20k': 'ADE20K'}
-# The task and the metric of each accuracy in papers.yml, as OpenMMLab names them.
+# OpenMMLab's names of the task and the metric, for each accuracy in papers.yml.
 METRICS = {
     'top1': ('Image Classification', 'Top 1 Accuracy'),
     'box_ap': ('Object Detection', 'box AP'),
@@ -27,7 +27,7 @@ METRICS = {
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """Each metafile, with the text that it should have."""
+    """The path of each metafile and the text it should contain."""
     papers = load(ROOT / 'configs/papers.yml')
     for folder, dataset in DATASETS.items():
         used = {row['paper'] for row in papers[folder]}
@@ -75,8 +75,8 @@ def _dump(content: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument('--check', action='store_true', help='fail where one is out of date')
-    action.add_argument('--write', action='store_true', help='bring them up to date')
+    action.add_argument('--check', action='store_true', help='fail if a metafile is out of date')
+    action.add_argument('--write', action='store_true', help='update the metafiles')
     args = parser.parse_args()
     if args.write:
         for path, text in files():

@@ -1,9 +1,10 @@
-"""The papers' tables, each of their columns beside ours.
+"""Generate the tables that compare our models with the papers.
 
-tables.py                     print them
-tables.py --results A.json…   with the accuracies that tools/test.py --out has written
-tables.py --check             fail where a model is not its paper's, or a page is out of date
-tables.py --write             bring README.md, configs/*/README.md and the metafiles up to date
+tables.py                       print the tables
+tables.py --results A.json ...  include accuracies written by tools/test.py --out
+tables.py --write               update the tables in README.md, configs/*/README.md and
+                                tools/model_converters/README.md
+tables.py --check               fail if a model deviates from its paper or a page is out of date
 """
 
 import argparse
@@ -19,9 +20,9 @@ from soft_mm.analysis.complexity import measure
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ('imagenet', 'coco', 'ade20k')
-# How far ours may be from the paper's, relatively.
+# Largest relative deviation from the paper.
 TOLERANCES = {'params': 0.02, 'flops': 0.08}
-# Of each accuracy in papers.yml: its heading, the metric's name, and what makes per cent of it.
+# For each accuracy in papers.yml: column heading, metric name, and factor that makes it per cent.
 ACCURACIES = {
     'top1': ('top-1', 'accuracy/top1', 1),
     'box_ap': ('box AP', 'coco/bbox_mAP', 100),
@@ -41,7 +42,7 @@ def papers() -> dict:
 
 
 def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator[str]:
-    """Lines of a Markdown table; links to configs start with ``links_to``."""
+    """Lines of a Markdown table. ``links_to`` is prepended to the links to configs."""
     flops = folder == 'imagenet'
     heads = [
         'model',
@@ -72,14 +73,14 @@ def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator
 
 
 def accuracy(folder: str, row: dict, key: str, results: dict[str, dict]) -> list:
-    """The paper's, and the one that was measured."""
+    """The cells with the paper's accuracy and ours; a dash if there is none."""
     measured = results.get(f'configs/{folder}/{row["config"]}.py', {})
     _, metric, scale = ACCURACIES[key]
     return [row.get(key, '–'), f'{scale * measured[metric]:.1f}' if metric in measured else '–']
 
 
 def conversions(results: dict[str, dict], links_to: str) -> Iterator[str]:
-    """The same kind of table, of what becomes of each of the authors' checkpoints."""
+    """Lines of the Markdown table of conversions, one for each of the authors' checkpoints."""
     yield '| model | command | config | top-1: paper | ours |'
     yield '|---' * 5 + '|'
     for row in papers()['imagenet']:
@@ -99,7 +100,7 @@ def conversions(results: dict[str, dict], links_to: str) -> Iterator[str]:
 
 
 def differences() -> Iterator[str]:
-    """Where ours is further from a paper's number than it may be, and nobody said so."""
+    """Deviations from the papers that papers.yml does not list, and listed ones that are gone."""
     for folder in FOLDERS:
         for row in papers()[folder]:
             ours = measure(config_file(folder, row))
@@ -110,22 +111,22 @@ def differences() -> Iterator[str]:
                 far = abs(ours[key] - row[key]) > tolerance * row[key]
                 if far and key not in known:
                     yield (
-                        f'{row["config"]}: {key} {ours[key]:.2f}, the paper has {row[key]}, '
-                        f'further than {tolerance:.0%}'
+                        f'{row["config"]}: {key} is {ours[key]:.2f}, which deviates from the '
+                        f"paper's {row[key]} by more than {tolerance:.0%}"
                     )
                 if not far and key in known:
-                    yield f'{row["config"]}: {key} agrees, though papers.yml lists a disagreement'
+                    yield f'{row["config"]}: {key} agrees, but papers.yml lists a disagreement'
 
 
 def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
-    """Each page that holds tables, with the text that it should have."""
+    """The path of each page with tables and the text it should contain."""
     for path, links_to in {
         ROOT / 'README.md': 'configs/{}/',
         ROOT / 'tools/model_converters/README.md': '../../configs/imagenet/',
         **{ROOT / f'configs/{folder}/README.md': '' for folder in FOLDERS},
     }.items():
 
-        def renew(match: re.Match, links_to: str = links_to) -> str:
+        def render(match: re.Match, links_to: str = links_to) -> str:
             lines = (
                 conversions(results, links_to)
                 if match[2] == 'conversions'
@@ -137,7 +138,7 @@ def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
             path,
             re.sub(
                 r'(<!-- table: (\w+) -->).*?(<!-- end of table -->)',
-                renew,
+                render,
                 path.read_text(),
                 flags=re.DOTALL,
             ),
@@ -152,15 +153,15 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='FILE',
-        help='metrics that tools/test.py --out has written',
+        help='JSON files written by tools/test.py --out',
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         '--check',
         action='store_true',
-        help='fail where a model differs from its paper or a page is out of date',
+        help='fail if a model deviates from its paper or a page is out of date',
     )
-    action.add_argument('--write', action='store_true', help='bring the pages up to date')
+    action.add_argument('--write', action='store_true', help='update the tables in the pages')
     return parser.parse_args()
 
 

@@ -1,14 +1,14 @@
-"""Speed and memory of backbones, ours and the toolboxes', side by side in one run.
+"""Compare speed and memory of our backbones with those of the OpenMMLab toolboxes.
 
-    backbones.py                        all cases on this machine, as a table
-    backbones.py --out folder/name      also in folder/name.md, name.json and, as a plot, name.png
+    backbones.py                        print a table of all cases on this machine
+    backbones.py --out folder/name      also write folder/name.md, name.json and the plot name.png
     backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
 
-Every case runs in a process of its own: a forward pass, or a training step (forward and backward),
-of one random image. Where that takes less than a second, the cases take turns, twice, as the speed
-of a machine drifts. Memory is the first step's peak, over what the process held before. Where
-the maps of a way of ours differ from those of the reference way with the same options, the run
-fails and names it.
+Every case runs in its own process and measures a forward pass or a training step (forward and
+backward) on one random image. Cases that take less than a second are measured in several turns,
+because the speed of a machine drifts. Memory is the peak of the first step, minus what the process
+held before it. The benchmark fails if the feature maps of a backbone differ from those of the
+reference backend with the same options.
 """
 
 import argparse
@@ -38,26 +38,26 @@ PVT_TINY = 'PVT-Tiny'
 
 @dataclass(frozen=True)
 class Case:
-    """A backbone, and how it computes.
+    """A backbone to measure.
 
     Attributes:
-        config: of its registry.
-        package: that registers it.
-        backend: of our ops; by default the fastest for the device.
-        baseline: the case that its time is compared with, besides PVT-Tiny.
-        up_to: pixels of the largest image that it is run on.
+        config: config of the backbone.
+        package: package that registers it.
+        backend: backend of our ops; None for the default of the device.
+        baseline: case to compare its time with, in addition to PVT-Tiny.
+        max_pixels: number of pixels of the largest image to measure.
     """
 
     config: dict
     package: str = 'soft_mm'
     backend: str | None = None
     baseline: str | None = None
-    up_to: int = 1344 * 1344
+    max_pixels: int = 1344 * 1344
 
 
 SOFT_REFERENCE, INLINE_REFERENCE = 'SOFT-Norm-Tiny, reference', 'InLine-PVT-Tiny, reference'
 CASES = {
-    SOFT_REFERENCE: Case(NEWTON, backend='reference', up_to=800 * 1344),
+    SOFT_REFERENCE: Case(NEWTON, backend='reference', max_pixels=800 * 1344),
     'SOFT-Norm-Tiny': Case(NEWTON, baseline=SOFT_REFERENCE),
     'SOFT-Norm-Tiny, exact solve': Case(dict(NEWTON, solver='ridge'), baseline=SOFT_REFERENCE),
     'SOFT-Norm-Tiny, 49 landmarks': Case(dict(NEWTON, num_landmarks=49), baseline=SOFT_REFERENCE),
@@ -74,14 +74,14 @@ CASES = {
     'ConvNeXt-T': Case(dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), 'mmpretrain'),
 }
 MODES = ('forward', 'training step')
-MORE_UNTIL = 3000.0  # milliseconds that the runs of a case take at least
-LONG = 1000.0  # milliseconds from which on a case has one turn
-AGREE = 1e-2  # of the largest value of a map, to the reference way
+MIN_TOTAL_TIME = 3000.0  # milliseconds that the runs of a case take in total, at least
+SINGLE_TURN_TIME = 1000.0  # milliseconds; slower cases are measured in one turn
+AGREE = 1e-2  # largest difference from the reference, relative to the largest value of a map
 
 
 @dataclass
 class Measured:
-    """Of one case at one size: milliseconds of each run, and mebibytes above the idle process."""
+    """Results of one case at one size: time of each run in ms, peak memory in MiB."""
 
     case: str
     size: tuple[int, int]
@@ -96,7 +96,7 @@ class Measured:
 
     @property
     def tokens(self) -> float:
-        """Of the first stage's map."""
+        """Number of tokens of the first stage's feature map."""
         return self.size[0] * self.size[1] / 16
 
 
@@ -110,7 +110,7 @@ def build(case: Case) -> nn.Module:
 
 
 def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: int) -> dict:
-    """Run one case in this process."""
+    """Measure one case in this process."""
     case = CASES[name]
     model = build(case).to(device)
     model.train(mode != 'forward')
@@ -124,11 +124,11 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
             sum(m.square().mean() for m in maps).backward()
         return maps
 
-    step(image[..., :64, :64])  # what ops import when they are first called is not of the step
+    step(image[..., :64, :64])  # warm up: ops import modules in their first call
     model.zero_grad()
     memory = peak_memory(step, device)
     times = []
-    while len(times) < repeats or sum(times) < MORE_UNTIL:
+    while len(times) < repeats or sum(times) < MIN_TOTAL_TIME:
         times.append(milliseconds(step, device))
     result = Measured(name, size, mode, times, memory)
     if case.baseline and mode == 'forward':
@@ -137,7 +137,7 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
 
 
 def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> float:
-    """The largest, of all maps, to the reference way with the same options, relative."""
+    """Largest relative difference of all maps from the reference backend, same options."""
     with set_backend('reference'), torch.no_grad():
         return max(
             ((m - r).abs().max() / r.abs().max()).item()
@@ -146,12 +146,12 @@ def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> flo
 
 
 def run_all(args: argparse.Namespace) -> list[Measured]:
-    """All cases, for each size and mode."""
+    """Measure all cases at every size and in every mode."""
     cases = {
         size: [
             name
             for name, case in CASES.items()
-            if size[0] * size[1] <= case.up_to
+            if size[0] * size[1] <= case.max_pixels
             and (not args.only or any(part in name for part in args.only))
         ]
         for size in args.sizes
@@ -172,7 +172,9 @@ def run_all(args: argparse.Namespace) -> list[Measured]:
 
         for size, mode in itertools.product(args.sizes, args.modes):
             found = {name: run(name, size, mode) for name in cases[size]}
-            again = [name for name in found if found[name].time < LONG] * (args.turns - 1)
+            again = [name for name in found if found[name].time < SINGLE_TURN_TIME] * (
+                args.turns - 1
+            )
             total += len(again)
             bar.update(task, total=total)
             for name in again:
@@ -182,7 +184,7 @@ def run_all(args: argparse.Namespace) -> list[Measured]:
 
 
 def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespace) -> Measured:
-    """In a process of its own."""
+    """Measure one case in its own process."""
     done = subprocess.run(
         [
             sys.executable,
@@ -207,14 +209,14 @@ def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespa
     result = Measured(**json.loads(done.stdout.splitlines()[-1]))
     if result.difference is not None and not result.difference <= AGREE:
         raise SystemExit(
-            f'{name} at {size}: its maps differ by {result.difference:.1e} from those '
-            'of the reference way; its speed means nothing'
+            f'{name} at {size}: its maps differ by {result.difference:.1e} from those of the '
+            f'reference backend, allowed is {AGREE}; its time is not reported'
         )
     return result
 
 
 def tables(results: list[Measured]) -> str:
-    """Markdown, a table for each mode and size."""
+    """Markdown tables, one for each mode and size."""
     found = {(r.case, tuple(r.size), r.mode): r for r in results}
     lines = []
     for size, mode in dict.fromkeys((tuple(r.size), r.mode) for r in results):
@@ -254,18 +256,18 @@ def tables(results: list[Measured]) -> str:
 
 
 def series(results: list[Measured], case: str, mode: str) -> list[Measured]:
-    """Of one case, from 512×512 on."""
+    """The results of one case for images of at least 512×512 pixels."""
     return [r for r in results if (r.case, r.mode) == (case, mode) and r.tokens >= 512 * 512 / 16]
 
 
 def exponent(points: list[Measured], value: str) -> float:
-    """Slope of the line through the points in logarithms, by least squares."""
+    """Slope of a least-squares line through the points in log-log scale."""
     x, y = ([log(getattr(point, name)) for point in points] for name in ('tokens', value))
     return statistics.linear_regression(x, y).slope
 
 
 def plot(results: list[Measured], path: Path) -> None:
-    """Time and memory against tokens, with the exponents."""
+    """Plot time and memory against the number of tokens, with the exponents in the legend."""
     from matplotlib import pyplot as plt
 
     modes = list(dict.fromkeys(r.mode for r in results))
@@ -297,7 +299,10 @@ def plot(results: list[Measured], path: Path) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu'
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='device to measure on (default: cuda if there is a GPU, else cpu)',
     )
     parser.add_argument(
         '--sizes',
@@ -305,20 +310,36 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         metavar='HxW',
         default=[(224, 224), (512, 512), (800, 1344), (1344, 1344)],
+        help='image sizes in pixels (default: 224x224 512x512 800x1344 1344x1344)',
     )
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
-    parser.add_argument('--only', nargs='+', metavar='PART', help='cases with this in their name')
+    parser.add_argument(
+        '--modes',
+        nargs='+',
+        choices=MODES,
+        default=list(MODES),
+        help='what to measure (default: both)',
+    )
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        metavar='PART',
+        help='measure only cases whose name contains a PART (default: all)',
+    )
     parser.add_argument(
         '--repeats',
         type=int,
         default=3,
-        help='runs in a turn of a case, and more until they take 3 seconds',
+        help='minimum number of runs per turn; more if they take less than 3 seconds in total '
+        '(default: 3)',
     )
     parser.add_argument(
-        '--turns', type=int, default=2, help='of each case whose step takes less than a second'
+        '--turns',
+        type=int,
+        default=2,
+        help='turns of each case whose step takes less than a second (default: 2)',
     )
     parser.add_argument(
-        '--out', type=Path, help='write FILE.md, FILE.json and FILE.png', metavar='FILE'
+        '--out', type=Path, metavar='FILE', help='also write FILE.md, FILE.json and FILE.png'
     )
     add_quiet(parser)
     parser.add_argument('--case', choices=list(CASES), help=argparse.SUPPRESS)

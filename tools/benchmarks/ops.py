@@ -1,13 +1,14 @@
-"""Speed and memory of every op's ways of computing, side by side in one run.
+"""Compare speed and memory of the implementations of every op.
 
-    ops.py                          all ops on this machine, as a table
-    ops.py --out folder/name        also in folder/name.md and folder/name.json
+    ops.py                          print a table of all ops on this machine
+    ops.py --out folder/name        also write folder/name.md and folder/name.json
     ops.py --device cuda --dtype bfloat16 --sizes 800x1344 --only nystrom_attention
 
-The sizes are those of the first three stages of SOFT-Norm-Tiny and InLine-PVT-Tiny. Beside the time
-stand the bytes and flops that the op cannot do without, as shares of the device's copy bandwidth
-and rate of matrix products, which are measured first. The reference is PyTorch's plain operators
-with whole matrices. A way whose output differs from the reference's fails the run.
+The shapes are those of the first three stages of SOFT-Norm-Tiny and InLine-PVT-Tiny. Next to the
+time, the table shows the minimum memory traffic and flops of the op per second, relative to the copy
+bandwidth and matrix product rate of the device, which are measured first. The reference uses plain
+PyTorch operators and full matrices. The benchmark fails if the output of an implementation differs
+from the reference.
 """
 
 import argparse
@@ -38,13 +39,14 @@ from soft_mm.utils import add_quiet, progress
 REFERENCE = 'reference'
 HEADS, RATIOS, WIDTH = (2, 4, 10), (8, 4, 2), 32
 MODES = ('forward', 'training step')
-MORE_UNTIL = 300.0  # milliseconds that the runs of a way take at least
+MIN_TOTAL_TIME = 300.0  # milliseconds that the runs of an implementation take in total, at least
+# Largest difference from the reference, relative to its largest value.
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage's attention is given."""
+    """Shapes of the attention in one stage of a backbone."""
 
     batch: int
     heads: int
@@ -97,16 +99,16 @@ def scale(p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """An op, and how much it has to do at least.
+    """An op to measure.
 
     Attributes:
-        inputs: for a stage.
-        reference: with plain operators; takes the stage as well.
-        ours: takes the stage and the name of a way.
-        backends: names of the backends.
-        work: for a stage, numbers read and written and flops of a forward pass, and of a training
-            step besides.
-        takes: whether it is measured at a stage.
+        inputs: makes the inputs for a stage.
+        reference: implementation with plain operators, called with the stage and the inputs.
+        ours: our op, called with the stage, the name of a backend and the inputs.
+        backends: names of the backends to measure.
+        work: minimum work for a stage: numbers read and written and flops of a forward pass, then
+            those that a training step adds.
+        applies: whether the op is measured for a stage.
     """
 
     inputs: Callable[[Stage], list[Tensor]]
@@ -114,7 +116,7 @@ class Op:
     ours: Callable[..., Tensor]
     backends: tuple[str, ...]
     work: Callable[[Stage], tuple[int, int, int, int]]
-    takes: Callable[[Stage], bool] = lambda stage: True
+    applies: Callable[[Stage], bool] = lambda stage: True
 
 
 def _kernel_work(s: Stage) -> tuple[int, ...]:
@@ -149,28 +151,28 @@ OPS = {
     'gaussian_kernel': Op(
         lambda s: [s.q(), s.marks()],
         lambda s, *x: plain_kernel(*x),
-        lambda s, way, *x: gaussian_kernel(*x, way),
+        lambda s, backend, *x: gaussian_kernel(*x, backend),
         ('torch', 'extension'),
         _kernel_work,
     ),
     'gaussian_product': Op(
         lambda s: [s.marks(), s.q(), s.v()],
         lambda s, *x: plain_product(*x),
-        lambda s, way, *x: gaussian_product(*x, way),
+        lambda s, backend, *x: gaussian_product(*x, backend),
         ('torch', 'triton'),
         _product_work,
     ),
     'nystrom_attention': Op(
         lambda s: [s.q(), s.v(), s.marks()],
         lambda s, *x: nystrom_attention(*x, sym_norm=True, backend=REFERENCE),
-        lambda s, way, *x: nystrom_attention(*x, sym_norm=True, backend=way),
+        lambda s, backend, *x: nystrom_attention(*x, sym_norm=True, backend=backend),
         ('torch', 'extension', 'triton'),
         _attention_work,
     ),
     'newton_inverse': Op(
         lambda s: [landmark_matrix(s)],
         lambda s, p: plain_inverse(p.float(), scale(p.float())),
-        lambda s, way, p: newton_inverse(p, scale(p), 20, way == 'triton', way),
+        lambda s, backend, p: newton_inverse(p, scale(p), 20, backend == 'triton', backend),
         ('torch', 'triton'),
         _inverse_work,
         lambda s: s.landmarks <= 64,
@@ -181,7 +183,7 @@ OPS = {
             torch.randn(s.batch, s.heads * WIDTH, 3, 3),
         ],
         lambda s, v, f: shifted_conv(v, f, s.hw),
-        lambda s, way, v, f: dynamic_conv(v, f, s.hw, backend=way),
+        lambda s, backend, v, f: dynamic_conv(v, f, s.hw, backend=backend),
         ('torch', 'extension', 'triton'),
         _conv_work,
     ),
@@ -190,14 +192,14 @@ OPS = {
 
 @dataclass
 class Measured:
-    """Of one way: milliseconds of each call, mebibytes above the inputs, shares of the device."""
+    """Results of one implementation: ms of each call, MiB above the inputs, shares of the device."""
 
     op: str
     size: tuple[int, int]
     stage: int
     shape: tuple[int, int, int, int]  # B, h, N, m
     mode: str
-    way: str
+    way: str  # name of the implementation; a key of the result files
     times: list[float] = field(default_factory=list)
     memory: float = 0.0
     difference: float | None = None
@@ -209,26 +211,32 @@ class Measured:
         return statistics.median(self.times)
 
 
-def ways_of(name: str, stage: Stage, device: str) -> dict[str, Callable]:
+def implementations_of(name: str, stage: Stage, device: str) -> dict[str, Callable]:
     """The implementations of an op that this machine can run, by name."""
     op = OPS[name]
-    can = {
+    available = {
         'torch': True,
         'triton': HAS_TRITON and device == 'cuda' or INTERPRETED,
         'extension': missing(device) is None and (name, device) != ('dynamic_conv', 'cuda'),
     }
-    ways = {
+    implementations = {
         REFERENCE: lambda *x: op.reference(stage, *x),
         'torch.compile': torch.compile(lambda *x: op.reference(stage, *x), dynamic=False),
     }
-    ways |= {way: lambda *x, way=way: op.ours(stage, way, *x) for way in op.backends if can[way]}
+    implementations |= {
+        backend: lambda *x, backend=backend: op.ours(stage, backend, *x)
+        for backend in op.backends
+        if available[backend]
+    }
     if name == 'nystrom_attention':
-        ways['softmax attention'] = lambda q, v, _: F.scaled_dot_product_attention(q, q, v)
-    return ways
+        implementations['softmax attention'] = lambda q, v, _: F.scaled_dot_product_attention(
+            q, q, v
+        )
+    return implementations
 
 
 def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Numbers a millisecond that a copy reads and writes, and flops of a matrix product."""
+    """Numbers that a copy reads and writes, and flops of a matrix product, per millisecond."""
     long = torch.empty(2**28 if device == 'cuda' else 2**25, dtype=dtype, device=device)
     other, side = torch.ones_like(long), 8192 if device == 'cuda' else 2048
     square = torch.randn(side, side, dtype=dtype, device=device)
@@ -245,7 +253,7 @@ def fastest(step: Callable, device: str) -> float:
 def measure(
     name: str, stage: Stage, device: str, dtype: torch.dtype, speed: tuple[float, float]
 ) -> list[dict]:
-    """Every way of an op at a stage, in each mode."""
+    """Measure every implementation of an op for a stage in both modes."""
     torch.manual_seed(0)
     inputs = [x.to(device, dtype).requires_grad_() for x in OPS[name].inputs(stage)]
     with torch.no_grad():
@@ -253,7 +261,7 @@ def measure(
     work, results = OPS[name].work(stage), []
     for mode in MODES:
         numbers, flops = work[:2] if mode == 'forward' else (work[0] + work[2], work[1] + work[3])
-        for way, fn in ways_of(name, stage, device).items():
+        for implementation, fn in implementations_of(name, stage, device).items():
 
             def step(fn=fn, mode=mode) -> Tensor:
                 with torch.set_grad_enabled(mode != 'forward'):
@@ -263,24 +271,24 @@ def measure(
                 return out.detach()
 
             difference = None
-            out = step()  # also what is compiled or built once
-            if way != 'softmax attention':
+            out = step()  # warm up: implementations are compiled in their first call
+            if implementation != 'softmax attention':
                 difference = ((out - expected).abs().max() / expected.abs().max()).item()
                 if not difference <= AGREE[dtype]:
                     raise SystemExit(
-                        f'{name} of {stage}: the output of {way!r} differs by '
-                        f"{difference:.1e} from the reference's; its speed means "
-                        'nothing'
+                        f'{name} of {stage}: the output of {implementation!r} differs by '
+                        f'{difference:.1e} from the reference, allowed is {AGREE[dtype]}; '
+                        'its time is not reported'
                     )
             del out
             memory, times = peak_memory(step, device), []
-            while len(times) < 3 or sum(times) < MORE_UNTIL:
+            while len(times) < 3 or sum(times) < MIN_TOTAL_TIME:
                 times.append(milliseconds(step, device))
             time = statistics.median(times)
             results.append(
                 dict(
                     mode=mode,
-                    way=way,
+                    way=implementation,
                     times=times,
                     memory=memory,
                     difference=difference,
@@ -292,10 +300,10 @@ def measure(
 
 
 def table(results: list[Measured]) -> str:
-    """Markdown."""
+    """A Markdown table of all results."""
     found = {(r.op, r.size, r.stage, r.mode, r.way): r.time for r in results}
     lines = [
-        '| op | image | stage | B, h, N, m | mode | way | time (ms) | fastest–slowest | '
+        '| op | image | stage | B, h, N, m | mode | implementation | time (ms) | fastest–slowest | '
         'time: reference = 1 | memory (MiB) | of copy bandwidth | of matmul rate | '
         'difference |',
         '|---' * 13 + '|',
@@ -324,24 +332,47 @@ def table(results: list[Measured]) -> str:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu'
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='device to measure on (default: cuda if there is a GPU, else cpu)',
     )
-    parser.add_argument('--dtype', choices=[str(d).split('.')[1] for d in AGREE], default='float32')
+    parser.add_argument(
+        '--dtype',
+        choices=[str(d).split('.')[1] for d in AGREE],
+        default='float32',
+        help='dtype of the inputs (default: float32)',
+    )
     parser.add_argument(
         '--sizes',
         type=size_of,
         nargs='+',
         metavar='HxW',
         default=[(224, 224), (512, 512), (800, 1344)],
+        help='image sizes in pixels (default: 224x224 512x512 800x1344)',
     )
-    parser.add_argument('--stages', type=int, nargs='+', choices=[1, 2, 3], default=[1, 2, 3])
+    parser.add_argument(
+        '--stages',
+        type=int,
+        nargs='+',
+        choices=[1, 2, 3],
+        default=[1, 2, 3],
+        help='stages of the backbone whose shapes to measure (default: all)',
+    )
     parser.add_argument(
         '--batch',
         type=int,
-        help='images; by default as many as make 128 of 224×224 on a GPU, and 1 on a CPU',
+        help='number of images (default: as many pixels as 128 images of 224x224 on a GPU, 1 image '
+        'on a CPU)',
     )
-    parser.add_argument('--only', nargs='+', choices=list(OPS), default=list(OPS))
-    parser.add_argument('--out', type=Path, help='write FILE.md and FILE.json', metavar='FILE')
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        choices=list(OPS),
+        default=list(OPS),
+        help='ops to measure (default: all)',
+    )
+    parser.add_argument('--out', type=Path, metavar='FILE', help='also write FILE.md and FILE.json')
     add_quiet(parser)
     return parser.parse_args()
 
@@ -355,7 +386,7 @@ def main() -> None:
         for name, size, index in bar.track(cases, description='measure'):
             images = 128 * 224**2 // (size[0] * size[1]) if args.device == 'cuda' else 1
             stage = Stage.of(index - 1, size, args.batch or max(1, images))
-            if not OPS[name].takes(stage):
+            if not OPS[name].applies(stage):
                 continue
             torch.compiler.reset()
             shape = stage.batch, stage.heads, stage.tokens, stage.landmarks

@@ -1,4 +1,4 @@
-"""Write a model as ONNX for images of any size: ``export_onnx.py CONFIG OUT.onnx``."""
+"""Export the model of a config to ONNX, for images of any size."""
 
 import argparse
 import re
@@ -17,27 +17,29 @@ from soft_mm.models.layers.landmarks import Landmarks
 from soft_mm.utils import add_quiet, progress
 
 OPSET = 20
-# What traces a graph takes a side of 1 for a constant; from here on no map has one.
-SMALLEST = 160
-# So is a single window: here even InLine-Swin's third stage has several, of 56 tokens.
-SEVERAL_WINDOWS = 1024, 1152
-# Sides of which every stage's map is a whole part: for others the algebra of windows would not end.
+# Smallest side in pixels: tracing treats dimensions of size 1 as constants, and for images of at least
+# this size no feature map has one.
+MIN_SIDE = 160
+# Tracing also treats a single window as constant. At this size even the third stage of InLine-Swin,
+# whose windows have a side of 56 tokens, has several.
+WINDOWED_SIZE = 1024, 1152
+# Models with windows need sides that every stride divides; for others, tracing does not terminate.
 STEP = 32
-AGREE = 1e-3  # of the largest value of an output, to PyTorch's
+TOLERANCE = 1e-3  # largest difference from PyTorch, relative to the largest value of an output
 
 
-def maps_of(backbone: nn.Module, image: Tensor) -> dict[str, Tensor]:
+def backbone_outputs(backbone: nn.Module, image: Tensor) -> dict[str, Tensor]:
     outs = backbone(image)
     if backbone.out_type != 'featmap':
         return dict(zip(['features'], outs, strict=True))
     return {f'stage{i + 1}': out for i, out in zip(backbone.out_indices, outs, strict=True)}
 
 
-def logits_of(classifier: nn.Module, image: Tensor) -> dict[str, Tensor]:
+def classifier_outputs(classifier: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return dict(logits=classifier(image))
 
 
-def predictions_of(detector: nn.Module, image: Tensor) -> dict[str, Tensor]:
+def detector_outputs(detector: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return {
         f'{name}{i}': out
         for name, outs in zip(('cls_scores', 'bbox_preds'), detector(image), strict=True)
@@ -45,11 +47,11 @@ def predictions_of(detector: nn.Module, image: Tensor) -> dict[str, Tensor]:
     }
 
 
-NETWORKS = {'ImageClassifier': logits_of, 'RetinaNet': predictions_of}
+NETWORKS = {'ImageClassifier': classifier_outputs, 'RetinaNet': detector_outputs}
 
 
 class Exported(nn.Module):
-    """A model as a function of an image ``(1, 3, H, W)``, with a name for each output."""
+    """Maps an image ``(1, 3, H, W)`` to the named outputs of a model."""
 
     def __init__(
         self, model: nn.Module, outputs: Callable[[nn.Module, Tensor], dict[str, Tensor]]
@@ -65,9 +67,9 @@ class Exported(nn.Module):
 def image_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     size = tuple(map(int, match.groups())) if match else (0, 0)
-    if min(size) < SMALLEST:
+    if min(size) < MIN_SIDE:
         raise argparse.ArgumentTypeError(
-            f'{text!r} must be HxW, such as 224x288, of sides of at least {SMALLEST}'
+            f'{text!r} must be HxW with sides of at least {MIN_SIDE} pixels, such as 224x288'
         )
     return size
 
@@ -84,22 +86,24 @@ def onnx_file(name: str) -> Path:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Write a model as ONNX, for images of any size.')
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('out', type=onnx_file, help='file to write; ends in .onnx')
-    parser.add_argument('--checkpoint', type=Path, help='weights; without it they are random')
+    parser.add_argument('out', type=onnx_file, help='file to write, ending in .onnx')
+    parser.add_argument(
+        '--checkpoint', type=Path, help='file with the weights (default: random weights)'
+    )
     parser.add_argument(
         '--part',
         choices=['backbone', 'network'],
         default='network',
-        help='network (default): up to the logits, or to the scores and boxes of every anchor',
+        help='backbone, or network up to the logits or the scores and boxes of every anchor (default)',
     )
     parser.add_argument(
         '--size',
         type=image_size,
         default=(224, 288),
         metavar='HxW',
-        help='image to trace; it and two others are checked; default 224x288',
+        help='image size in pixels to trace; two other sizes are also checked (default: 224x288)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -107,19 +111,19 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='settings that override the config',
+        help='override settings of the config',
     )
     add_quiet(parser)
     return parser.parse_args()
 
 
 def build(args: argparse.Namespace) -> Exported:
-    """The part of the config's model that is asked for, with its weights.
+    """Build the requested part of the config's model and load its weights.
 
     Raises:
-        ValueError: for a model that has no such part or cannot be exported, or a checkpoint that is
-            not its own.
-        OSError: where there is no such file.
+        ValueError: if the model or the requested part cannot be exported, or the checkpoint does
+            not fit the model.
+        OSError: if a file does not exist.
     """
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
@@ -131,21 +135,20 @@ def build(args: argparse.Namespace) -> Exported:
     name = type(model).__name__
     if args.part == 'network' and name not in NETWORKS:
         raise ValueError(
-            f'--part network takes {" and ".join(NETWORKS)}, got {name}; --part backbone takes it'
+            f'--part network supports {" and ".join(NETWORKS)}, got {name}; use --part backbone'
         )
     if any(isinstance(m, Landmarks) and m.mode == 'random' for m in model.modules()):
         raise ValueError(
-            "landmarks='random' draws others in every call, which no file can be "
-            "checked for; 'conv' and 'avg_pool' can be exported"
+            "landmarks='random' cannot be exported, because it draws new landmarks in every "
+            "call; landmarks must be 'conv' or 'avg_pool'"
         )
     if has_windows(model) and any(side % STEP for side in args.size):
         raise ValueError(
-            f'{type(model.backbone).__name__} attends in windows or stripes and is '
-            f'exported for sides that are multiples of {STEP}, got --size '
-            f'{args.size[0]}x{args.size[1]}'
+            f'--size must be multiples of {STEP} for {type(model.backbone).__name__}, which attends '
+            f'in windows or stripes, got {args.size[0]}x{args.size[1]}'
         )
     if args.part == 'backbone':
-        return Exported(model.backbone, maps_of).eval()
+        return Exported(model.backbone, backbone_outputs).eval()
     return Exported(model, NETWORKS[name]).eval()
 
 
@@ -167,7 +170,7 @@ def load(model: nn.Module, path: Path) -> None:
 
 def trace(part: Exported, size: tuple[int, int]) -> torch.onnx.ONNXProgram:
     windows = has_windows(part)
-    image = random_image(SEVERAL_WINDOWS if windows else size)
+    image = random_image(WINDOWED_SIZE if windows else size)
     sides = [
         (STEP if windows else 1) * torch.export.Dim(name, min=2) for name in ('height', 'width')
     ]
@@ -188,21 +191,21 @@ def random_image(size: tuple[int, int]) -> Tensor:
 
 
 def check_operators(path: Path) -> None:
-    """Raise ValueError where a runtime would need more than ONNX's own operators."""
+    """Raise ValueError if the graph contains operators outside the ONNX standard."""
     import onnx
 
     model = onnx.load(path)
     onnx.checker.check_model(model)
     foreign = {f'{node.domain}::{node.op_type}' for node in model.graph.node if node.domain}
     if foreign or model.functions:
-        raise ValueError(f"the graph has operators that are not ONNX's own: {sorted(foreign)}")
+        raise ValueError(f'the graph has operators outside the ONNX standard: {sorted(foreign)}')
 
 
 def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> Iterator[str]:
-    """What is found at each of three sizes.
+    """Compare ONNX Runtime with PyTorch at three image sizes and yield a line for each.
 
     Raises:
-        ValueError: where ONNX Runtime's outputs differ from PyTorch's.
+        ValueError: if an output differs.
     """
     import onnxruntime
 
@@ -219,14 +222,14 @@ def check_numbers(path: Path, part: Exported, size: tuple[int, int]) -> Iterator
             out = torch.from_numpy(out)
             if out.shape != ours.shape:
                 raise ValueError(
-                    f'{name} at {size}: ONNX Runtime gives {tuple(out.shape)}, '
+                    f'{name} at {size}: ONNX Runtime returns shape {tuple(out.shape)}, '
                     f'PyTorch {tuple(ours.shape)}'
                 )
             difference = max(difference, ((out - ours).abs().max() / ours.abs().max()).item())
-            if not difference < AGREE:
+            if not difference < TOLERANCE:
                 raise ValueError(
                     f'{name} at {size}: ONNX Runtime differs from PyTorch by '
-                    f'{difference:.1e} of the largest value, over {AGREE}'
+                    f'{difference:.1e} of the largest value, allowed is {TOLERANCE}'
                 )
         yield f'{size[0]}x{size[1]}: agrees with PyTorch to {difference:.1e} of the largest value'
 
@@ -236,27 +239,31 @@ def main() -> None:
     args = parse_args()
     missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
     if missing:
-        raise SystemExit(f'export_onnx.py needs {", ".join(missing)}: install with pip')
+        raise SystemExit(f'export_onnx.py needs {", ".join(missing)}: install them with pip')
     try:
         part = build(args)
         with progress(args.quiet) as bar, atomic_write(args.out) as temporary:
-            task = bar.add_task('trace the model, which takes minutes', total=4)
+            task = bar.add_task('trace the model (takes minutes)', total=4)
             trace(part, args.size).save(temporary)
             check_operators(temporary)
-            bar.update(task, advance=1, description='check the numbers')
-            for found in check_numbers(temporary, part, args.size):
+            bar.update(task, advance=1, description='compare with PyTorch')
+            for line in check_numbers(temporary, part, args.size):
                 bar.update(task, advance=1)
                 if not args.quiet:
-                    print(found, flush=True)
+                    print(line, flush=True)
     except (ValueError, OSError) as error:
         raise SystemExit(
-            f'export_onnx.py: error: {args.config}: {error}\nnothing is written to {args.out}'
+            f'export_onnx.py: error: {args.config}: {error}\nnothing was written to {args.out}'
         ) from None
     if not args.quiet:
         print(
             f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, outputs '
             f'{", ".join(part(random_image(args.size)))}'
-            + ('' if args.checkpoint else '; its weights are random: no --checkpoint')
+            + (
+                ''
+                if args.checkpoint
+                else '; the weights are random, because no --checkpoint was given'
+            )
         )
 
 

@@ -1,7 +1,7 @@
-"""Generate a small detection set of textured shapes in COCO format, with instance masks.
+"""Generate a small detection dataset of textured shapes in COCO format, with instance masks.
 
-Each class has its shape and its texture; size, place, rotation and colours are random.
-The set is a function of the arguments alone: two runs give the same files.
+Each class has its own shape and texture; size, position, rotation and colours are random. The same
+arguments always give the same files.
 """
 
 import argparse
@@ -19,23 +19,23 @@ from soft_mm.utils import add_quiet, progress
 
 SPLITS = ('train', 'val')
 CLASSES = {'circle': 'stripes', 'square': 'checks', 'triangle': 'dots', 'star': 'blots'}
-# Number of corners, and distance of every second one from the centre relative to the first.
+# Number of corners, and the radius of every second corner relative to the others.
 CORNERS = {'square': (4, 1.0), 'triangle': (3, 1.0), 'star': (10, 0.45)}
-ROTATION = -math.pi / 8, math.pi / 8  # from the first corner pointing right
+ROTATION = -math.pi / 8, math.pi / 8  # range of angles; at 0 the first corner points right
 MAX_SHAPES = 4
-MAX_TRIES = 10  # placements tried before a shape is given up
-MIN_VISIBLE = 0.5  # part of its own area that every shape keeps
-CONTRAST = 100, 300  # distance in RGB (0 to 255 each) between the two colours of a texture
+MAX_TRIES = 10  # random placements per shape; if none of them fits, the shape is skipped
+MIN_VISIBLE = 0.5  # fraction of every shape that later shapes leave visible
+CONTRAST = 100, 300  # range of the RGB distance between the colours of a texture, 0 to 255 each
 
 
 def smooth_noise(rng, size, cells, channels):
-    """Uniform noise on a cells x cells grid, enlarged: (size, size[, channels]) around [0, 1]."""
+    """Uniform noise on a cells x cells grid, upsampled: (size, size[, channels]) around [0, 1]."""
     grid = rng.random((cells, cells, channels), dtype=np.float32)
     return cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def draw_background(rng, size):
-    """Smooth colour noise plus fine noise: (size, size, 3) uint8."""
+    """Smooth colour noise plus fine-grained noise: (size, size, 3) uint8."""
     colour = rng.uniform(50, 205, 3)
     smooth = 100 * (smooth_noise(rng, size, 5, 3) - 0.5)
     fine = rng.normal(0, 8, (size, size, 3))
@@ -43,11 +43,11 @@ def draw_background(rng, size):
 
 
 def draw_texture(rng, name, size):
-    """The texture of that name in two colours of visible contrast: (size, size, 3) uint8."""
+    """The named texture in two random colours of sufficient contrast: (size, size, 3) uint8."""
     first, second = rng.integers(0, 256, (2, 3))
     while not CONTRAST[0] <= np.linalg.norm(first - second) <= CONTRAST[1]:
         first, second = rng.integers(0, 256, (2, 3))
-    # Coordinates in a rotated, shifted frame, in units of one stripe, field or dot.
+    # Coordinates in a rotated and shifted frame, in units of one stripe, check or dot.
     unit = max(3.0, size * rng.uniform(0.025, 0.05))
     angle, (shift_u, shift_v) = rng.uniform(0, math.pi), rng.random(2)
     y, x = np.mgrid[:size, :size] / unit
@@ -58,7 +58,7 @@ def draw_texture(rng, name, size):
     elif name == 'checks':
         pattern = (np.floor(u) + np.floor(v)) % 2 == 0
     elif name == 'dots':
-        # Dots are spaced wider than stripes, else they melt together in small images.
+        # Dots are spaced wider than stripes, because in small images they would merge.
         pattern = np.hypot(u / 1.5 % 1 - 0.5, v / 1.5 % 1 - 0.5) < 0.35
     else:
         pattern = smooth_noise(rng, size, round(size / unit), 1) < 0.5
@@ -66,7 +66,7 @@ def draw_texture(rng, name, size):
 
 
 def draw_mask(rng, name, size):
-    """A shape of random radius, place and rotation, fully inside: (size, size) bool."""
+    """A shape of random radius, position and rotation within the image: (size, size) bool."""
     radius = int(rng.integers(math.ceil(size / 8), size // 4 + 1))
     centre = rng.integers(radius, size - radius, 2)
     mask = np.zeros((size, size), np.uint8)
@@ -82,14 +82,14 @@ def draw_mask(rng, name, size):
 
 
 def draw_sample(rng, size):
-    """One image with its shapes.
+    """Draw one image with its shapes.
 
     Returns:
         image: (size, size, 3) uint8.
-        shapes: list of (index into CLASSES, visible mask as (size, size) bool), lowest first.
+        shapes: list of (index into CLASSES, visible mask as (size, size) bool), from back to front.
     """
     image = draw_background(rng, size)
-    shapes = []  # (class index, visible mask, whole area in pixels)
+    shapes = []  # (class index, visible mask, full area in pixels)
     for _ in range(rng.integers(1, MAX_SHAPES + 1)):
         label = int(rng.integers(len(CLASSES)))
         shape, texture_name = list(CLASSES.items())[label]
@@ -112,7 +112,7 @@ def write_split(root, split, count, size, seed, bar):
     images, annotations = [], []
     (root / split).mkdir()
     for index in bar.track(range(count), description=f'draw {split}'):
-        # Own seed per image: an image does not depend on how many others are made.
+        # One seed per image, so that an image does not depend on the size of the dataset.
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
         image, shapes = draw_sample(rng, size)
         file_name = f'{index:06d}.png'
@@ -123,7 +123,7 @@ def write_split(root, split, count, size, seed, bar):
             rle = mask_utils.encode(np.asfortranarray(visible, np.uint8))
             annotations.append(
                 dict(
-                    id=len(annotations) + 1,  # from 1: COCOeval reads 0 as "no match"
+                    id=len(annotations) + 1,  # starts at 1: to COCOeval, 0 means "no match"
                     image_id=index,
                     category_id=label + 1,
                     iscrowd=0,
@@ -140,12 +140,12 @@ def write_split(root, split, count, size, seed, bar):
 
 
 def check_existing(out_dir, wanted):
-    """Exit with an error unless the folder `out_dir` was made with the arguments `wanted`."""
+    """Exit with an error unless `out_dir` was generated with the arguments `wanted`."""
     try:
         made = dict(json.loads((out_dir / 'meta.json').read_text()))
     except (OSError, TypeError, ValueError):
         sys.exit(
-            f'error: {out_dir} exists and has no meta.json of this command; '
+            f'error: {out_dir} exists but has no meta.json written by this command; '
             'remove it or choose another folder'
         )
     differing = [
@@ -155,13 +155,13 @@ def check_existing(out_dir, wanted):
     ]
     if differing:
         sys.exit(
-            f'error: {out_dir} was made with {", ".join(differing)}; '
+            f'error: {out_dir} was generated with {", ".join(differing)}; '
             'remove it or choose another folder'
         )
 
 
 def integer_from(low):
-    """Argument type: an integer of at least `low`."""
+    """Return an argparse type for integers of at least `low`."""
 
     def parse(text):
         try:
@@ -169,7 +169,7 @@ def integer_from(low):
         except ValueError:
             value = None
         if value is None or value < low:
-            raise argparse.ArgumentTypeError(f'got {text!r}, allowed is an integer >= {low}')
+            raise argparse.ArgumentTypeError(f'must be an integer >= {low}, got {text!r}')
         return value
 
     return parse
@@ -179,12 +179,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('out_dir', metavar='OUT_DIR', type=Path, help='folder to make')
+    parser.add_argument('out_dir', metavar='OUT_DIR', type=Path, help='folder to create')
     for name, low, default, text in (
         ('train', 1, 600, 'number of training images'),
         ('val', 0, 100, 'number of validation images'),
-        ('size', 64, 128, 'side of the square images in pixels'),
-        ('seed', 0, 0, 'seed of the random numbers'),
+        ('size', 64, 128, 'height and width of the images in pixels'),
+        ('seed', 0, 0, 'random seed'),
     ):
         parser.add_argument(
             f'--{name}',
@@ -200,10 +200,10 @@ def main():
     if out_dir.exists():
         check_existing(out_dir, wanted)
         if not quiet:
-            print(f'Reused {out_dir}, made before with the same arguments')
+            print(f'Reused {out_dir}, which was generated with the same arguments')
         return
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its final place and renamed at the end: OUT_DIR is either whole or absent.
+    # Generated in a temporary folder and renamed at the end: OUT_DIR is either complete or absent.
     with (
         progress(quiet) as bar,
         tempfile.TemporaryDirectory(prefix=f'.{out_dir.name}.', dir=out_dir.parent) as scratch,

@@ -1,4 +1,4 @@
-"""Turn an authors' InLine checkpoint, of any family, into one for our ImageNet configs."""
+"""Convert a checkpoint of InLine's authors, of any model family, for our ImageNet configs."""
 
 import re
 
@@ -8,14 +8,14 @@ from torch import nn
 import soft_mm
 from soft_mm.fileio.conversion import State, check, join_qkv, run, shape, square_map
 
-# A tensor by which each family's checkpoints are known.
+# A tensor that identifies the checkpoints of each family.
 MARKS = {
     'InLineDeiT': 'blocks.0.norm1.weight',
     'InLinePVT': 'block1.0.norm1.weight',
     'InLineSwin': 'layers.0.blocks.0.norm1.weight',
     'InLineCSwin': 'stage1.0.norm1.weight',
 }
-# Their names as regular expressions, and ours; every one that is found is replaced, in this order.
+# Patterns of the authors' names and their replacements, applied in this order.
 NAMES = {
     'InLineDeiT': [
         (r'^(patch_embed|blocks|norm|cls_token)', r'stages.0.\1'),
@@ -49,25 +49,25 @@ EVERY_FAMILY = [
     (r'^stages', 'backbone.stages'),
     (r'^head', 'head.fc'),
 ]
-CAN_BE_REBUILT = ('relative_position_index', 'attn_mask')
+REBUILT_BY_THE_MODEL = ('relative_position_index', 'attn_mask')
 
 
 def convert(state: State) -> tuple[State, dict]:
-    """The authors' state dict -> the classifier's, and the model that was read from it."""
+    """The authors' state dict -> our classifier's, and the model that it belongs to."""
     family = next((family for family, mark in MARKS.items() if mark in state), None)
     if family is None:
         raise ValueError(
             f'has none of {", ".join(MARKS.values())}: it is not an InLine '
-            'checkpoint, or not a whole one'
+            'checkpoint, or it is incomplete'
         )
     converted = {}
     for name, tensor in join_qkv(state).items():
         if match := re.fullmatch(r'pos_embed([1-4]?)', name):
             stage = f'backbone.stages.{int(match[1] or 1) - 1}'
-            if family == 'InLineDeiT':  # the first row is the class token's
+            if family == 'InLineDeiT':  # the first row belongs to the class token
                 converted[f'{stage}.cls_pos_embed'], tensor = tensor[:, :1], tensor[:, 1:]
             converted[f'{stage}.pos_embed.weight'] = square_map(name, tensor.squeeze(0))
-        elif not name.endswith(CAN_BE_REBUILT):
+        elif not name.endswith(REBUILT_BY_THE_MODEL):
             if name.endswith('relative_position_bias_table'):
                 tensor = square_map(name, tensor)
             for theirs, ours in NAMES[family] + EVERY_FAMILY:
@@ -89,7 +89,7 @@ def convert(state: State) -> tuple[State, dict]:
 
 
 def read_arch(converted: State, example: dict) -> dict[str, tuple[int, ...]]:
-    """An arch dict with the keys of ``example``, from the names and shapes of our tensors."""
+    """Infer an arch dict with the keys of ``example`` from the converted names and shapes."""
     values = {key: [] for key in ('channels', 'depths', 'inline_depths', 'num_heads', 'mlp_ratios')}
     for i in range(len(example['channels'])):
         stage = f'backbone.stages.{i}.blocks'
@@ -101,7 +101,7 @@ def read_arch(converted: State, example: dict) -> dict[str, tuple[int, ...]]:
             num_heads = channels // shape(converted, filters, 3)[1]
         elif bias in converted:
             num_heads = shape(converted, bias, 4)[1]
-        else:  # heads of one width in all stages
+        else:  # all stages have the same head width
             num_heads = channels * values['num_heads'][0] // values['channels'][0]
         values['channels'].append(channels)
         values['num_heads'].append(num_heads)
@@ -116,7 +116,7 @@ def read_arch(converted: State, example: dict) -> dict[str, tuple[int, ...]]:
 
 
 def read_sizes(converted: State, family: str) -> dict[str, int]:
-    """What the tables of positions say of the image's size, and of Swin's windows."""
+    """Infer the image size, and for Swin the window size, from the position tables."""
     if family == 'InLineCSwin':
         return {}
     if family == 'InLineSwin':

@@ -1,4 +1,4 @@
-"""Turn an authors' SOFT or SOFT-Norm checkpoint into one for our ImageNet configs."""
+"""Convert a checkpoint of the authors of SOFT and SOFT-Norm for our ImageNet configs."""
 
 import re
 from math import isqrt
@@ -9,7 +9,7 @@ from torch import nn
 from soft_mm import SOFT
 from soft_mm.fileio.conversion import State, check, join_qkv, run, shape, square_map
 
-# Names inside a block, the authors' and ours; the last stage's blocks have ours already.
+# The authors' names within a block and ours; blocks of the last stage already have our names.
 BLOCK = {
     'att.mha.W_': 'attn.',
     'att.mha.attn.Qlandmark_op': 'attn.landmarks.conv',
@@ -22,13 +22,13 @@ BLOCK = {
 
 
 def convert(state: State) -> tuple[State, dict]:
-    """The authors' state dict -> the classifier's, and the arch that was read from it."""
+    """The authors' state dict -> our classifier's, and the arch that it belongs to."""
     arch = read_arch(state)
     converted = {}
     for name, tensor in join_qkv(state).items():
         if match := re.fullmatch(r'pos_embed([1-4])', name):
             stage = f'backbone.stages.{int(match[1]) - 1}'
-            if name == 'pos_embed4':  # its first row is the class token's
+            if name == 'pos_embed4':  # the first row belongs to the class token
                 converted[f'{stage}.cls_pos_embed'], tensor = tensor[:, :1], tensor[:, 1:]
             converted[f'{stage}.pos_embed.weight'] = square_map(name, tensor.squeeze(0))
         else:
@@ -44,7 +44,7 @@ def convert(state: State) -> tuple[State, dict]:
 
 
 def read_arch(state: State) -> dict[str, tuple[int, ...]]:
-    """The arch dict of :class:`SOFT`, from the names and shapes of the authors' tensors."""
+    """Infer the arch dict of :class:`SOFT` from the authors' names and shapes."""
     depths = [0] * 4
     for name in state:
         if match := re.match(r'block([1-4])\.(\d+)\.', name):
@@ -53,7 +53,9 @@ def read_arch(state: State) -> dict[str, tuple[int, ...]]:
     channels = tuple(shape(state, f'pos_embed{i}', 3)[-1] for i in (1, 2, 3, 4))
     convs = [shape(state, f'block{i}.0.att.mha.attn.conv.weight', 4) for i in (1, 2, 3)]
     num_heads = [conv[0] for conv in convs]
-    num_heads.append(channels[3] * num_heads[0] // channels[0])  # heads of one width everywhere
+    num_heads.append(
+        channels[3] * num_heads[0] // channels[0]
+    )  # all stages have the same head width
     return dict(
         channels=channels,
         num_heads=tuple(num_heads),

@@ -1,4 +1,4 @@
-# The image's shorter side is drawn from 480 to 800 pixels, its longer one is at most 1333.
+# Multi-scale training: the shorter side is drawn from 480 to 800 pixels, the longer one is at most 1333.
 _base_ = './coco_instance.py'
 
 train_pipeline = _base_.train_pipeline

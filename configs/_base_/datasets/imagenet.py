@@ -6,7 +6,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(  # m9-mstd0.5-inc1
+    dict(  # timm's rand-m9-mstd0.5-inc1
         type='RandAugment',
         policies='timm_increasing',
         num_policies=2,
@@ -28,7 +28,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # A crop ratio of 0.9: ⌊224 / 0.9⌋.
+    # Crop ratio 0.9: ⌊224 / 0.9⌋ = 248.
     dict(type='ResizeEdge', scale=248, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),

@@ -1,4 +1,4 @@
-# A classifier without its backbone; the head is for features of 512 channels.
+# Classifier without a backbone. The head expects features with 512 channels.
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(

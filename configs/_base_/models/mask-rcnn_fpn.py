@@ -1,4 +1,4 @@
-# Mask R-CNN without its backbone; the neck is for maps of 64, 128, 320 and 512 channels.
+# Mask R-CNN without a backbone. The neck expects feature maps with 64, 128, 320 and 512 channels.
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(

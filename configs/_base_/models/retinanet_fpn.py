@@ -1,4 +1,4 @@
-# RetinaNet without its backbone; the neck is for maps of 64, 128, 320 and 512 channels.
+# RetinaNet without a backbone. The neck expects feature maps with 64, 128, 320 and 512 channels.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
@@ -45,7 +45,7 @@ model = dict(
             min_pos_iou=0,
             ignore_iof_thr=-1,
         ),
-        sampler=dict(type='PseudoSampler'),  # the focal loss weighs every anchor
+        sampler=dict(type='PseudoSampler'),  # no sampling: the focal loss uses every anchor
         allowed_border=-1,
         pos_weight=-1,
         debug=False,

@@ -1,5 +1,5 @@
-# UperNet with an FCN auxiliary head, without its backbone; the heads are for maps of 64, 128, 320
-# and 512 channels.
+# UperNet with an FCN auxiliary head, without a backbone. The heads expect feature maps with 64, 128,
+# 320 and 512 channels.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',

@@ -1,5 +1,5 @@
-# The authors published no segmentation recipe. This is Swin's (arXiv 2103.14030, §A2.3) in mmseg:
-# 16 images a step, AdamW, 160k iterations; biases do not decay, as in all our recipes.
+# The authors published no segmentation recipe. This is Swin's (arXiv 2103.14030, §A2.3) as in mmseg:
+# 16 images per step, AdamW, 160k iterations. As in all our recipes, biases have no weight decay.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
     paramwise_cfg=dict(
@@ -22,5 +22,5 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-# Two images a GPU are too few for batch statistics: share them over all GPUs.
+# Two images per GPU are too few for batch statistics: synchronise them across GPUs.
 sync_bn = 'torch'

@@ -1,5 +1,5 @@
-# The authors published no detection recipe. This is the one of PVT (arXiv 2102.12122, §5.2) in
-# mmdet: 16 images a step, AdamW, 12 epochs; RetinaNet's lr, which Mask R-CNN doubles.
+# The authors published no detection recipe. This is PVT's (arXiv 2102.12122, §5.2) as in mmdet:
+# 16 images per step, AdamW, 12 epochs. The lr is RetinaNet's; for Mask R-CNN it is doubled.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
     paramwise_cfg=dict(

@@ -1,5 +1,5 @@
-# The authors published no detection recipe. This is Swin's (arXiv 2103.14030) in mmdet: 16 images a
-# step, AdamW, 12 epochs; biases do not decay, as in all our recipes.
+# The authors published no detection recipe. This is Swin's (arXiv 2103.14030) as in mmdet: 16 images
+# per step, AdamW, 12 epochs. As in all our recipes, biases have no weight decay.
 _base_ = './coco_1x.py'
 
 optim_wrapper = dict(

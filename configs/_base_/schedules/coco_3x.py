@@ -1,3 +1,4 @@
+# The 1x recipe, stretched to 36 epochs.
 _base_ = './coco_1x.py'
 
 param_scheduler = _base_.param_scheduler

@@ -1,4 +1,4 @@
-# InLine's recipe for PVT: a shorter warm-up, a higher minimum.
+# InLine's recipe for PVT: a shorter warm-up, a higher minimum lr, tighter gradient clipping.
 _base_ = './imagenet_inline_300e.py'
 
 optim_wrapper = dict(clip_grad=dict(max_norm=1.0))

@@ -1,5 +1,6 @@
-# InLine's recipe for DeiT and Swin (arXiv 2412.06590) on 8 × 128 images; lr = 5e-4 · images / 512,
-# and the warm-up's first and the minimum lr with it, which are Swin's (arXiv 2103.14030).
+# InLine's recipe for DeiT and Swin (arXiv 2412.06590), with 8 × 128 images per step. The lr is
+# 5e-4 · images / 512. The initial lr of the warm-up and the minimum lr are Swin's (arXiv 2103.14030)
+# and scale with it.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(

@@ -1,5 +1,5 @@
-# Fine-tuning at 384×384 of what was trained at 224×224, on 8 × 64 images: the authors published lr,
-# weight decay and epochs; the warm-up and the minimum lr are Swin's (arXiv 2103.14030).
+# Fine-tunes models trained at 224×224 on images of 384×384, with 8 × 64 images per step. The authors
+# published lr, weight decay and epochs; warm-up and minimum lr are Swin's (arXiv 2103.14030).
 _base_ = './imagenet_inline_300e.py'
 
 optim_wrapper = dict(optimizer=dict(lr=2e-5, weight_decay=1e-8))

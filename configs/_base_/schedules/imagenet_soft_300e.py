@@ -1,4 +1,4 @@
-# SOFT's recipe (arXiv 2207.03341) on 8 × 128 images; lr = base · images / 1024.
+# SOFT's recipe (arXiv 2207.03341), with 8 × 128 images per step. The lr is base · images / 1024.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(
@@ -13,7 +13,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(
         type='LinearLR',
-        start_factor=1e-3,  # of 1e-3: from 1e-6
+        start_factor=1e-3,  # starts at 1e-6
         by_epoch=True,
         end=10,
         convert_to_iter_based=True,
@@ -31,7 +31,7 @@ param_scheduler = [
 custom_hooks = [
     dict(
         type='EMAHook',
-        momentum=4e-5,  # a decay of 0.99996
+        momentum=4e-5,  # decay 0.99996
         update_buffers=True,
         priority='ABOVE_NORMAL',
     )
