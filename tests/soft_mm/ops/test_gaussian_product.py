@@ -106,7 +106,7 @@ def test_memory_grows_with_the_tokens_and_not_with_their_product():
     with Watch():
         gaussian_product(*inputs).sum().backward()
     assert max(sizes) <= 9000 * 8
-    assert tiled._Kernel(*(t.detach()[0] for t in inputs[:2])).rows * 1000 <= tiled.TILE['cpu']
+    assert tiled._TiledKernel(*(t.detach()[0] for t in inputs[:2])).rows * 1000 <= tiled.TILE['cpu']
 
 
 def test_shapes_are_checked():

@@ -24,7 +24,7 @@ def assert_equal(ours: Tensor, exact: Tensor) -> None:
 
 @pytest.fixture(params=[1e9, 0], ids=['iterated', 'rational'])
 def way(request, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', request.param)
+    monkeypatch.setattr(rational, 'MIN_SIZE', request.param)
 
 
 # From far apart, K2 = I nearly, to nearly the same, where 20 iterations do not converge.

@@ -67,7 +67,7 @@ def backend(request) -> str:
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
 def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, backend, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', 5)
+    monkeypatch.setattr(rational, 'MIN_SIZE', 5)
     torch.testing.assert_close(
         nystrom_attention(*inputs, sym_norm, solver, alpha_scope, backend),
         formula(*inputs, sym_norm, solver, alpha_scope),
@@ -100,7 +100,7 @@ def test_far_apart_landmarks_have_the_identity_for_their_inverse(backend):
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
 def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, backend, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', 5)
+    monkeypatch.setattr(rational, 'MIN_SIZE', 5)
     q, v, landmarks = (t.float() for t in inputs)
     leaves = [q.requires_grad_(), v.requires_grad_(), torch.zeros_like(landmarks).requires_grad_()]
     out = nystrom_attention(*leaves, sym_norm, solver, backend=backend)
@@ -111,7 +111,7 @@ def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, backend, monk
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 def test_autocast_changes_nothing(inputs, solver, backend, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', 5)
+    monkeypatch.setattr(rational, 'MIN_SIZE', 5)
     leaves = [t.float().requires_grad_() for t in inputs]
     outs = []
     for enabled in True, False:

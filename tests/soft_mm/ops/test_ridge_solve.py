@@ -70,5 +70,5 @@ def test_a_matrix_that_is_not_positive_gives_no_numbers():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r'\(3, 3\) and \(4, 1\)'):
         ridge_solve(torch.eye(3), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match='ridge must be over 0, got 0'):
+    with pytest.raises(ValueError, match='ridge must be greater than 0, got 0'):
         ridge_solve(torch.eye(3), torch.zeros(3, 1), ridge=0)
