@@ -23,10 +23,10 @@ def dynamic_conv(
         filters: ``(B, C, 3, 3)``, one per map and channel.
         hw: height and width ``(H, W)`` of the maps, in tokens.
         bias: ``(C,)``, shared by all maps.
-        backend: 'triton', the default on a GPU, and 'extension', the compiled C++ op and the default
-            on a CPU if it is built, read the tokens in place; 'torch' runs a convolution with B·C
-            groups; 'standard' sums nine shifted maps, because other runtimes need a fixed number
-            of groups.
+        backend: 'triton', the default on a GPU, and 'extension', the compiled C++ op, which is the
+            default on a CPU if it is built, read the tokens in place; 'torch' runs a convolution
+            with B·C groups; 'standard' sums nine shifted maps, because other runtimes need a fixed
+            number of groups.
 
     Returns:
         ``(B, H·W, C)``.

@@ -1,8 +1,8 @@
 """The exact Gaussian kernel: the compiled ops of csrc/gaussian_kernel.
 
-If soft_mm._C is built, importing this module registers the fake implementations and gradients of
-``soft_mm::squared_distance``, ``soft_mm::exact_gaussian_kernel`` and ``soft_mm::weighted_differences``,
-which computes the gradients of the other two.
+If soft_mm._C is built, importing this module registers fake implementations and gradients of
+``soft_mm::squared_distance`` and ``soft_mm::exact_gaussian_kernel``, and of
+``soft_mm::weighted_differences``, which computes the gradients of the other two.
 """
 
 import torch

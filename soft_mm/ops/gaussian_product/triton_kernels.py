@@ -125,7 +125,7 @@ def _store(out, x, rows, count, channels: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def _launch(kernel, channels: int, *tensors: Tensor) -> Tensor:
-    """Launch on q ``(..., M, d)``, k ``(..., N, d)``, …, v ``(..., N, e)`` -> ``(..., M, channels)``."""
+    """q ``(..., M, d)``, k ``(..., N, d)``, …, v ``(..., N, e)`` -> ``(..., M, channels)``."""
     q, k, *_, v = tensors
     shape = *q.shape[:-1], channels
     (count, m, d), n, e = q.reshape(-1, *q.shape[-2:]).shape, k.shape[-2], v.shape[-1]

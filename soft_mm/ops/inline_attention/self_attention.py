@@ -88,8 +88,8 @@ def _attention_backward(
 
 
 def _head_weights(weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the projection by head: weights of q with its bias as last column, ``(h, d, C + 1)``, and
-    weights of k and v, ``(h, d, C)``."""
+    """Split the projection by head: weights of q with its bias as last column, ``(h, d, C + 1)``,
+    and weights of k and v, ``(h, d, C)``."""
     q, k, v = weight.unflatten(0, (3, num_heads, -1))
     return torch.cat((q, bias.chunk(3)[0].view(num_heads, -1, 1)), -1), k, v
 
@@ -101,8 +101,8 @@ def _key_token_covariance(covariance: Tensor, k: Tensor) -> Tensor:
 
 
 def _key_value_covariance(key_token: Tensor, v: Tensor) -> Tensor:
-    """Covariance of keys and values ``(B, h, d, d)`` times ``d^-½``, from the covariance of keys and
-    tokens and the weights of v ``(h, d, C)``."""
+    """Covariance of keys and values ``(B, h, d, d)`` times ``d^-½``, from the covariance of keys
+    and tokens and the weights of v ``(h, d, C)``."""
     return v.shape[1] ** -0.5 * key_token @ v.mT
 
 

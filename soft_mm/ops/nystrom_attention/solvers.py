@@ -31,8 +31,8 @@ def solve(
 ) -> Tensor:
     """Apply the inverse of k2 ``(B, h, m, m)`` to v ``(B, h, m, e)`` -> ``(B, h, m, e)``.
 
-    With ``sym_norm``, compute ``D^(-½) inverse(K2) D^(-½) v``, where D is the diagonal matrix of K2's
-    row sums.
+    With ``sym_norm``, compute ``D^(-½) inverse(K2) D^(-½) v``, where D is the diagonal matrix of
+    K2's row sums.
     """
     row_sums = k2.sum(-1, keepdim=True)
     if sym_norm:
