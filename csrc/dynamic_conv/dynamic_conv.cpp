@@ -40,7 +40,7 @@ const typename Lanes<T>::Type& lanes(const T* data) {
   return *reinterpret_cast<const typename Lanes<T>::Type*>(data);
 }
 
-// The three rows under a filter centred on row y, in kLanes channels. Outside the map they are zero.
+// The three rows under a filter centred on row y, in kLanes channels; outside the map they are 0.
 template <typename T>
 struct Rows {
   Rows(const T* map, int64_t y, const Shape& shape) {

@@ -92,7 +92,7 @@ __device__ __forceinline__ void load(A* tile, const Matrix<T>& matrix) {
 }
 
 // Distances: a block computes a tile of 128 rows × 64 columns and each thread 8 × 4 elements of it.
-// A thread's rows are consecutive, for vector loads; its columns are 16 apart, for coalesced stores.
+// A thread's rows are consecutive for vector loads; its columns are 16 apart for coalesced stores.
 namespace distance_tile {
 constexpr int kRows = 128, kColumns = 64, kChunk = 16;
 constexpr int kThreadRows = 8, kThreadColumns = 4, kColumnStep = kColumns / kThreadColumns;
