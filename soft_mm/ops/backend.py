@@ -27,11 +27,11 @@ def choose_backend(backend: str | None, device: torch.device, on_cpu: str = 'tor
 
     Args:
         backend: 'torch' composes PyTorch operators; 'triton' runs fused kernels and is the default
-            on a GPU; 'extension' runs the compiled C++ and CUDA ops of ``csrc/``; 'reference'
-            evaluates the formulas as the papers write them; 'standard' uses only operators that
-            other runtimes support, materialises every matrix and does not branch on sizes, so that
-            one exported graph is valid for every input size. None uses the selection of
-            :func:`set_backend` or of the environment variable ``SOFT_MM_BACKEND``.
+            on a GPU if Triton is installed; 'extension' runs the compiled C++ and CUDA ops of
+            ``csrc/``; 'reference' evaluates the formulas as the papers write them; 'standard' uses
+            only operators that other runtimes support, materialises every matrix and does not
+            branch on sizes, so that one exported graph is valid for every input size. None uses
+            the selection of :func:`set_backend` or of the environment variable ``SOFT_MM_BACKEND``.
         device: device of the tensors.
         on_cpu: default backend on a CPU.
 

@@ -15,8 +15,8 @@ def gaussian_kernel(q: Tensor, k: Tensor, backend: str | None = None) -> Tensor:
         q: ``(..., N, d)``, any strides.
         k: ``(..., m, d)``, same leading dimensions and device.
         backend: 'extension' runs the compiled op on CPU or GPU, which is exactly 1 for equal tokens
-            and supports head dimensions up to 128; 'standard' runs PyTorch operators that are
-            traced one by one; all others run them as one op.
+            and supports head dimensions up to 128; 'standard' runs plain PyTorch operators; all
+            others run the same operators as one custom op.
 
     Returns:
         ``(..., N, m)``, values in [0, 1], in fp32 or better. Differentiable in both arguments.

@@ -43,7 +43,7 @@ def _kernel(q, k, EXPONENT: tl.constexpr):
 
 @triton.jit
 def _block(M, L, N, splits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's head, rows, first and last column, and its matrix of the output."""
+    """This program's head, rows, range of columns and index of its output matrix."""
     tiles = tl.cdiv(M, ROWS)
     tile, head = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     rows = tile * ROWS + tl.arange(0, ROWS)

@@ -8,9 +8,9 @@ from ..backend import choose_backend
 
 
 def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
-    """Whether to use the covariance of the tokens ``(B, N, C)``: on a CPU, if it takes fewer flops.
+    """Whether the covariance of the tokens ``(B, N, C)`` takes fewer flops than q and k on a CPU.
 
-    Not in half precision, where projections are fast and sums over all tokens lose accuracy.
+    False in half precision, where projections are fast and sums over all tokens lose accuracy.
     """
     num_tokens, dims = x.shape[1:]
     width = dims // num_heads
@@ -34,7 +34,8 @@ def covariance_self_attention(
 def _attention(
     x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention and v, and for the backward pass the tokens' mean and covariance ``(B, C, C)``."""
+    """Attention and v, ``(B, N, C)``, and for the backward pass the tokens' mean ``(B, 1, C)`` and
+    covariance ``(B, C, C)``."""
     weight_v, bias_v = weight.chunk(3)[2], bias.chunk(3)[2]
     mean = x.mean(1, keepdim=True)
     covariance = torch.baddbmm(mean.mT @ mean, x.mT, x, beta=-1, alpha=1 / x.shape[1])

@@ -13,7 +13,7 @@ def implicit_newton_inverse(
 ) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
     # Each step squares VP − I. Entries below this threshold square to less than the precision of
-    # the dtype, so the step after them is the last that matters.
+    # the dtype, so one more step suffices.
     small = (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5 if until_converged else 0.0
     if backend == 'triton' and runs_triton('newton_inverse', p.device):
         from . import triton_kernels

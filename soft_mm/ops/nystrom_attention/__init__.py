@@ -31,11 +31,12 @@ def nystrom_attention(
         v: values ``(B, h, N, e)``.
         landmarks: landmark tokens ``(B, h, m, d)``.
         sym_norm: apply SOFT-Norm's symmetric normalisation to the inverse of K2.
-        solver: 'newton' computes the result of the papers' 20 iterations, the fastest way;
-            'iteration' runs the iterations themselves; 'ridge' uses the exact inverse of
+        solver: 'newton' computes the result of the papers' 20 iterations, by a faster method for
+            large m; 'iteration' always runs the iterations; 'ridge' uses the exact inverse of
             ``K2 + 0.01·I``, only for weights trained that way.
-        alpha_scope: whether each 'matrix' or each 'batch' has its own scale α of the iteration's
-            starting point.
+        alpha_scope: 'matrix' scales the starting point of the iteration for each matrix, so that an
+            image's output does not depend on the rest of the batch; 'batch' shares one scale, as
+            the released SOFT-Norm does.
         backend: 'triton', the default on a GPU, keeps K1 in registers; 'torch' computes it tile by
             tile, or materialises it if it fits in one tile; 'extension' materialises it with the
             compiled op; 'reference' materialises it and runs the solver 'newton' as 'iteration';

@@ -40,7 +40,7 @@ def solve(
     if solver == 'ridge':
         v = ridge_solve(k2, v, RIDGE, backend)
     else:
-        norm = row_sums.detach().amax(-2, keepdim=True)  # ‖K2‖₁, as K2 is symmetric and ≥ 0
+        norm = row_sums.detach().amax(-2, keepdim=True)  # ‖K2‖₁: K2 is symmetric, entries > 0
         if alpha_scope == 'batch':
             norm = norm.amax()
         if sym_norm:

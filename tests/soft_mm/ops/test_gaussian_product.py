@@ -67,7 +67,7 @@ def test_non_contiguous_inputs_and_gradients(tile):
 @pytest.mark.parametrize('offset', [0.0, 30.0])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_computes_in_fp32(dtype, offset):
-    """Output and gradients have at most twice the reference's fp32 error, also far from the origin."""
+    """The output and every gradient have at most twice the error of the reference in fp32."""
     inputs = inputs_of(1, 2, 49, 130, 32, 16)
     inputs = [(t + offset * (i < 2)).to(dtype) for i, t in enumerate(inputs)]
     outputs = []
