@@ -1,4 +1,4 @@
-// The Python module soft_mm._C, which is empty: loading its library registers the ops.
+// The Python module soft_mm._C. It is empty: loading its library registers the ops.
 
 #include <Python.h>
 

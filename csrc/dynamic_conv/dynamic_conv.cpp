@@ -1,4 +1,5 @@
-// InLine's convolution of tokens as they lie in memory, channel beside channel: for the CPU.
+// InLine's dynamic convolution of channel-last tokens: schemas, argument checks and CPU
+// implementations.
 
 #include "../simd.h"
 
@@ -14,16 +15,16 @@ namespace soft_mm {
 namespace {
 
 constexpr int kTaps = 9;
-// Ranges of a batch's rows whose sums are taken apart, however many threads there are: the same
-// input gives the same bits.
+// Approximate number of partial sums per batch. It does not depend on the number of threads, so the
+// same input gives the same bits.
 constexpr int64_t kParts = 64;
 
-// One map (height, width, channels), where `stride` numbers lie between neighbouring tokens.
+// A map (height, width, channels) whose neighbouring tokens are `stride` elements apart.
 struct Shape {
   int64_t height, width, channels, stride;
 };
 
-// kLanes channels side by side.
+// A vector of kLanes consecutive channels.
 template <typename T>
 struct Lanes {
   typedef T Type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
@@ -39,7 +40,7 @@ const typename Lanes<T>::Type& lanes(const T* data) {
   return *reinterpret_cast<const typename Lanes<T>::Type*>(data);
 }
 
-// The rows that a filter meets around row y, kLanes channels of them: zeros off the map.
+// The three rows under a filter centred on row y, in kLanes channels; outside the map they are 0.
 template <typename T>
 struct Rows {
   Rows(const T* map, int64_t y, const Shape& shape) {
@@ -56,7 +57,7 @@ struct Rows {
   int64_t stride[3];
 };
 
-// Calls visit(tap, token) for those of the 3x3 taps, of some columns, that meet tokens around x.
+// Calls visit(tap, token) for the 3x3 taps in the filter's columns [first, last), centred on x.
 template <typename T, typename Visit>
 [[gnu::always_inline]] inline void for_each_tap(const Rows<T>& rows, int64_t x, int first, int last,
                                                 const Visit& visit) {
@@ -69,8 +70,8 @@ template <typename T, typename Visit>
   }
 }
 
-// Calls visit(x, first, last) for every x of a row and the columns of the filter that are on the
-// map there. Within the row they are constants, and the compiler knows all nine taps.
+// Calls visit(x, first, last) for every x of a row, where [first, last) are the filter's columns
+// inside the map. Away from the borders they are constants, so the compiler unrolls all nine taps.
 template <typename Visit>
 [[gnu::always_inline]] inline void for_each_token(int64_t width, const Visit& visit) {
   if (width == 0) return;
@@ -79,7 +80,7 @@ template <typename Visit>
   if (width > 1) visit(width - 1, 0, 2);
 }
 
-// Row y of the result (width, channels): filters (9, channels), bias (channels).
+// Computes row y (width, channels) of the result from filters (9, channels) and bias (channels).
 template <typename T>
 [[gnu::always_inline]] inline void convolve_row(const T* map, const T* filters, const T* bias,
                                                 T* out, int64_t y, const Shape& shape) {
@@ -100,7 +101,7 @@ template <typename T>
   }
 }
 
-// Adds what row y (width, channels) of the gradient gives for the filters (9, channels).
+// Adds the contribution of row y (width, channels) of grad to the filters' gradient (9, channels).
 template <typename T>
 [[gnu::always_inline]] inline void correlate_row(const T* grad, const T* map, T* out, int64_t y,
                                                  const Shape& shape) {
@@ -118,7 +119,7 @@ template <typename T>
   }
 }
 
-// Raises unless v is (B, height·width, C), of a floating dtype and on the CPU.
+// Checks that v is (B, height·width, C) with a floating dtype on the CPU.
 void check_map(const at::Tensor& v, int64_t height, int64_t width) {
   TORCH_CHECK(v.is_floating_point() && v.device().is_cpu(), "v must be of a floating dtype and on ",
               "the CPU, got ", v.scalar_type(), " on ", v.device());
@@ -134,7 +135,7 @@ void check_like(const char* name, const at::Tensor& x, const at::Tensor& v,
               " on ", v.device(), ", got ", x.sizes(), ", ", x.scalar_type(), " on ", x.device());
 }
 
-// Where they lie, if the loops can read them there.
+// The tokens in place if the loops can read them, else a padded copy.
 at::Tensor tokens(const at::Tensor& v) {
   return v.size(-1) % kLanes == 0 && v.stride(-1) == 1 ? accumulator(v) : padded(v);
 }

@@ -1,4 +1,4 @@
-// The exact Gaussian kernel: schemas, checks, and the implementations for the CPU.
+// The exact Gaussian kernel: schemas, argument checks and CPU implementations.
 
 #include "gaussian_kernel.h"
 
@@ -27,8 +27,9 @@ void check_weight(const char* name, const at::Tensor& x, const at::Tensor& q,
   check_like(name, x, q);
   auto shape = q.sizes().vec();
   shape.back() = k.size(-2);
-  TORCH_CHECK(x.sizes() == at::IntArrayRef(shape), name, " must be (..., N, m) as q and k are, ",
-              at::IntArrayRef(shape), ", got ", x.sizes());
+  TORCH_CHECK(x.sizes() == at::IntArrayRef(shape), name,
+              " must be (..., N, m), which for these q and k is ", at::IntArrayRef(shape), ", got ",
+              x.sizes());
 }
 
 }  // namespace
@@ -58,7 +59,7 @@ void check_weights(const at::Tensor& weight, const std::optional<at::Tensor>& fa
 
 namespace {
 
-// Calls row(l, n) for every row n of all matrices, which belongs to matrix l.
+// Calls row(l, n) for every row n of the result, counted over all matrices; l is its matrix.
 template <typename Row>
 void for_each_row(const at::Tensor& q, const at::Tensor& k, const Row& row) {
   const auto rows = q.size(-2);
@@ -71,7 +72,8 @@ void for_each_row(const at::Tensor& q, const at::Tensor& k, const Row& row) {
                    });
 }
 
-// The m squared distances of token q (d) from the tokens k (d, width).
+// The m squared distances between token q (d) and the tokens k (d, width), stored channel by
+// channel and padded to width.
 template <typename T>
 [[gnu::always_inline]] inline void distances_of_row(const T* q, const T* k, int64_t width,
                                                     int64_t d, int64_t m, T* out) {
@@ -88,7 +90,8 @@ template <typename T>
   }
 }
 
-// The sum (d) of the differences of the tokens k (m, width) from token q (width), by weights w (m).
+// The sum (d) of the differences k - q, weighted by w (m), for tokens k (m, width) and token q
+// (width), whose channels are padded to width.
 template <typename T>
 [[gnu::always_inline]] inline void differences_of_row(const T* w, const T* q, const T* k,
                                                       int64_t width, int64_t d, int64_t m,
@@ -105,7 +108,7 @@ template <typename T>
   }
 }
 
-// In the accumulator's type.
+// Squared distances (..., N, m) in the accumulator's dtype.
 at::Tensor distances(const at::Tensor& q, const at::Tensor& k) {
   check_tokens(q, k);
   const auto m = k.size(-2), d = k.size(-1);

@@ -1,4 +1,4 @@
-// What the CPU and the CUDA implementations share: the checks of the arguments.
+// Argument checks shared by the CPU and CUDA implementations.
 
 #pragma once
 
@@ -9,13 +9,14 @@
 
 namespace soft_mm {
 
-// The widest heads that the ops take, in channels.
+// Largest head dimension that the ops support.
 constexpr int64_t kMaxWidth = 128;
 
-// Raises unless q is (..., N, d) and k (..., m, d), both of one floating dtype and on one device.
+// Checks that q is (..., N, d) and k is (..., m, d), with the same floating dtype and device.
 void check_tokens(const at::Tensor& q, const at::Tensor& k);
 
-// Raises unless q and k pass check_tokens, and weight and factor are like them and (..., N, m).
+// Checks q and k with check_tokens, and that weight and factor are (..., N, m) with the dtype and
+// device of q.
 void check_weights(const at::Tensor& weight, const std::optional<at::Tensor>& factor,
                    const at::Tensor& q, const at::Tensor& k);
 

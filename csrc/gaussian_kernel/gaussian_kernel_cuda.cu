@@ -1,4 +1,4 @@
-// The exact Gaussian kernel: the implementations for CUDA.
+// The exact Gaussian kernel: CUDA implementations.
 
 #include "gaussian_kernel.h"
 
@@ -19,19 +19,20 @@ namespace soft_mm {
 namespace {
 
 constexpr int kThreads = 256;
-// Blocks that a multiprocessor is to hold at once: as many as its registers suffice for.
+// Resident blocks per multiprocessor, limited by the number of registers.
 template <typename T>
 constexpr int kBlocks = sizeof(at::opmath_type<T>) == 4 ? 3 : 2;
-// Added to the rows of shared tiles: neighbours in a column come to lie in different banks, and
-// rows still start at multiples of 16 bytes, as vector loads need it.
+// Padding of the rows of shared tiles. It puts neighbours in a column into different banks and
+// keeps rows aligned to 16 bytes for vector loads.
 constexpr int kPad = 4;
 
-// A matrix of any strides, or what is left of it from some row and column on.
+// A matrix with any strides.
 template <typename T>
 struct Matrix {
   const T* data;
   int64_t rows, columns, row_stride, column_stride;
 
+  // The submatrix from this row and column to the end.
   __device__ Matrix from(int64_t row, int64_t column) const {
     return {data + row * row_stride + column * column_stride, rows - row, columns - column,
             row_stride, column_stride};
@@ -44,7 +45,7 @@ struct Matrix {
   }
 };
 
-// Matrices of one shape, in two leading dimensions of any strides.
+// A batch of matrices of the same shape, with two leading dimensions of any strides.
 template <typename T>
 struct Stack {
   Matrix<T> first;
@@ -58,9 +59,10 @@ struct Stack {
   }
 };
 
-// Passes each element of the upper left kRows × kColumns of a matrix, zero outside of it, to one
-// of the block's threads, with its place in a shared tile that holds the columns one after another.
-// Neighbouring threads take neighbours in a column (`down`) or in a row, so that loads coalesce.
+// Calls put(index, value) for each element of the upper left kRows × kColumns of a matrix, with
+// zeros outside of it. The threads of the block share the elements; index is the element's position
+// in a shared tile stored column by column. Neighbouring threads visit neighbours in a column
+// (`down`) or in a row, so that loads coalesce.
 template <typename A, int kRows, int kColumns, int kPitch, typename T, typename Put>
 __device__ __forceinline__ void visit(const Matrix<T>& matrix, bool down, const Put& put) {
   static_assert(kThreads % kRows == 0 && kThreads % kColumns == 0);
@@ -82,15 +84,15 @@ __device__ __forceinline__ void visit(const Matrix<T>& matrix, bool down, const 
   }
 }
 
-// tile[column * kPitch + row] = matrix(row, column), zero outside of the matrix.
+// tile[column * kPitch + row] = matrix(row, column), with zeros outside of the matrix.
 template <typename A, int kRows, int kColumns, int kPitch, typename T>
 __device__ __forceinline__ void load(A* tile, const Matrix<T>& matrix) {
   visit<A, kRows, kColumns, kPitch>(matrix, matrix.row_stride == 1,
                                     [=](int at, A value) { tile[at] = value; });
 }
 
-// Distances: a block has a tile of 128 rows × 64 columns, a thread 8 × 4 of it: rows that follow
-// each other, which one vector load reads, and every 16th column, so that stores coalesce.
+// Distances: a block computes a tile of 128 rows × 64 columns and each thread 8 × 4 elements of it.
+// A thread's rows are consecutive for vector loads; its columns are 16 apart for coalesced stores.
 namespace distance_tile {
 constexpr int kRows = 128, kColumns = 64, kChunk = 16;
 constexpr int kThreadRows = 8, kThreadColumns = 4, kColumnStep = kColumns / kThreadColumns;
@@ -103,18 +105,18 @@ __device__ __forceinline__ A result(A squared_distance) {
   return kExp ? exp(A(-0.5) * squared_distance) : squared_distance;
 }
 
-// out (L, N, m), contiguous: ‖q_i − k_j‖², and with kExp the exponential of −½ of it.
+// out (L, N, m), contiguous: ‖q_i − k_j‖², or exp(−½ ‖q_i − k_j‖²) with kExp.
 //
-// ‖q‖² + ‖k‖² − 2q·k takes one multiply-add a channel, but loses the digits that its terms have in
-// common. Where it comes out below a quarter of ‖q‖² + ‖k‖² (or as no number), the thread takes
-// the differences instead, which are exactly 0 for equal tokens.
+// ‖q‖² + ‖k‖² − 2q·k takes one multiply-add per channel but loses digits to cancellation. If the
+// result is below a quarter of ‖q‖² + ‖k‖², or NaN, the thread recomputes it from the differences,
+// which are exactly 0 for equal tokens.
 template <bool kExp, typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     distance_kernel(const Stack<T> qs, const Stack<T> ks, T* __restrict__ out, int row_tiles,
                     int column_tiles) {
   using namespace distance_tile;
   using A = at::opmath_type<T>;
-  __shared__ __align__(16) A tile[kChunk * kPitch];  // channel by channel: q's rows, then k's
+  __shared__ __align__(16) A tile[kChunk * kPitch];  // for each channel, q's rows, then k's
   __shared__ A norms[kRows + kColumns];
 
   const int l = blockIdx.x / column_tiles / row_tiles;
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const int own_column = threadIdx.x % kColumnStep;
 
   A products[kThreadRows][kThreadColumns] = {};
-  A norm = 0;  // of the tile's token threadIdx.x
+  A norm = 0;  // of token threadIdx.x of the tile, counting q's rows, then k's
   for (int64_t channel = 0; channel < q.columns; channel += kChunk) {
     load<A, kRows, kChunk, kPitch>(tile, q.from(0, channel));
     load<A, kColumns, kChunk, kPitch>(tile + kRows, k.from(0, channel));
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
   const int64_t m = ks.first.rows;
   out += (l * qs.first.rows + row) * m + column;
-  unsigned cancelled = 0;  // a bit for each of the thread's results
+  unsigned cancelled = 0;  // one bit for each of the thread's results: set if it needs differences
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
 #pragma unroll
@@ -191,18 +193,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
 }
 
-// Weighted differences: a block has 64 rows × 32 channels and goes over the columns in tiles of 32;
-// a warp has 8 of the rows, and each of its threads one channel of them.
+// Weighted differences: a block computes 64 rows × 32 channels and loops over the columns in tiles
+// of 32. A warp computes 8 of the rows, each of its threads one channel.
 namespace difference_tile {
 constexpr int kRows = 64, kColumns = 32, kChannels = 32;
 constexpr int kThreadRows = kRows * kChannels / kThreads;
 constexpr int kWeightPitch = kRows + kPad, kTokenPitch = kChannels + kPad;
-// What a block sums at least where the columns are split.
+// Minimum number of columns per block if the sum over columns is split.
 constexpr int64_t kColumnsOfSplit = 16 * kColumns;
 }  // namespace difference_tile
 
-// out (splits, L, N, d), contiguous: Σ_j w_ij f_ij (k_j − q_i), each split over `split` columns, a
-// multiple of the tile's. Without factors (no data), f is 1.
+// out (splits, L, N, d), contiguous: Σ_j w_ij f_ij (k_j − q_i), where each split sums over `split`
+// columns, a multiple of the tile's. If factors has no data, f is 1.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     difference_kernel(const Stack<T> weights, const Stack<T> factors, const Stack<T> qs,
@@ -213,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   __shared__ __align__(16) A weight_tile[kColumns * kWeightPitch];
   __shared__ A token_tile[kColumns * kTokenPitch];
 
-  const int matrix = blockIdx.x / channel_tiles / row_tiles;  // of all splits
+  const int matrix = blockIdx.x / channel_tiles / row_tiles;  // counted over all splits
   const int64_t row = int64_t(blockIdx.x / channel_tiles % row_tiles) * kRows;
   const int64_t channel = int64_t(blockIdx.x % channel_tiles) * kChannels;
   const int l = matrix % matrices;
@@ -235,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     visit<A, kRows, kColumns, kWeightPitch>(weight.from(0, column), down, [&](int at, A value) {
       weight_tile[at] = value;
     });
-    if (factor.data) {  // each thread meets the elements again that it has just stored
+    if (factor.data) {  // no barrier: each thread visits the elements that it has just stored
       visit<A, kRows, kColumns, kWeightPitch>(factor.from(0, column), down, [&](int at, A value) {
         weight_tile[at] *= value;
       });
@@ -265,21 +267,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The number of blocks as a launch takes it.
+// Number of blocks of a launch, checked against the limit of the grid.
 int grid(int64_t blocks) {
-  TORCH_CHECK(blocks <= std::numeric_limits<int>::max(), "q and k must make at most ",
-              std::numeric_limits<int>::max(), " tiles of the result, got ", blocks);
+  TORCH_CHECK(blocks <= std::numeric_limits<int>::max(),
+              "the result for q and k must have at most ", std::numeric_limits<int>::max(),
+              " tiles, got ", blocks);
   return static_cast<int>(blocks);
 }
 
-// (..., rows, columns) with two leading dimensions: where there are more, a view if their strides
-// allow one, else a copy.
+// Reshapes (..., rows, columns) to two leading dimensions. More of them are flattened, as a view if
+// the strides allow it, else as a copy.
 at::Tensor with_two_leading(at::Tensor x) {
   while (x.dim() < 4) x = x.unsqueeze(0);
   return x.flatten(0, x.dim() - 4);
 }
 
-// Of a tensor that with_two_leading returned.
+// The Stack of a tensor returned by with_two_leading.
 template <typename T>
 Stack<T> stack(const at::Tensor& x) {
   return {{x.const_data_ptr<T>(), x.size(2), x.size(3), x.stride(2), x.stride(3)},
@@ -320,7 +323,8 @@ at::Tensor weighted_differences(const at::Tensor& weight, const std::optional<at
   const auto row_tiles = ceil_div(q.size(-2), kRows);
   const auto channel_tiles = ceil_div(q.size(-1), kChannels);
   const auto matrices = weight.numel() / (q.size(-2) * m);
-  // Few rows make few blocks: then the columns are split over more of them, four a multiprocessor.
+  // With few rows there are few blocks. The sum over columns is then split between more blocks, up
+  // to about four per multiprocessor.
   const auto blocks = matrices * row_tiles * channel_tiles;
   const auto wanted =
       ceil_div(4 * at::cuda::getCurrentDeviceProperties()->multiProcessorCount, blocks);

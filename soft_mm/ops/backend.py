@@ -1,4 +1,4 @@
-"""The backend that the ops compute with: one switch for all of them."""
+"""Selection of the backend that the ops compute with."""
 
 import logging
 import os
@@ -15,28 +15,28 @@ BACKENDS = ('torch', 'triton', 'extension', 'reference', 'standard')
 HAS_TRITON = find_spec('triton') is not None and torch.__version__ >= (2, 6)
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 OLDEST_GPU = 8  # major compute capability from which the Triton kernels are compiled and tested
-# PyTorch before 2.7 cannot tell whether it is exporting.
+# torch.compiler.is_exporting exists from PyTorch 2.7 on.
 is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
 def choose_backend(backend: str | None, device: torch.device, on_cpu: str = 'torch') -> str:
-    """The backend of one call: the argument, else the selected one, else the device's fastest.
+    """Return the backend of one call: the argument, the selected backend or the device's default.
 
-    An op that does not implement the chosen backend falls back to 'torch'. While
-    ``torch.export`` or ``torch.onnx.export`` traces a model, the default is 'standard'.
+    Ops without the chosen backend fall back to 'torch'. While ``torch.export`` or
+    ``torch.onnx.export`` traces a model, the default is 'standard'.
 
     Args:
         backend: 'torch' composes PyTorch operators; 'triton' runs fused kernels and is the default
-            on a GPU; 'extension' runs the compiled C++ and CUDA ops of ``csrc/``; 'reference'
-            evaluates the formulas as the papers write them; 'standard' uses operators that other
-            runtimes also have, whole matrices and no decision by size, so that one graph holds for
-            every size. None takes what :func:`set_backend` or the environment variable
-            ``SOFT_MM_BACKEND`` selects.
+            on a GPU if Triton is installed; 'extension' runs the compiled C++ and CUDA ops of
+            ``csrc/``; 'reference' evaluates the formulas as the papers write them; 'standard' uses
+            only operators that other runtimes support, materialises every matrix and does not
+            branch on sizes, so that one exported graph is valid for every input size. None uses
+            the selection of :func:`set_backend` or of the environment variable ``SOFT_MM_BACKEND``.
         device: device of the tensors.
         on_cpu: default backend on a CPU.
 
     Raises:
-        ValueError: if the backend does not exist, or is 'triton' where Triton cannot run.
+        ValueError: if the backend does not exist, or if it is 'triton' and Triton cannot run.
     """
     if backend is None and is_exporting():
         return 'standard'
@@ -58,10 +58,10 @@ def choose_backend(backend: str | None, device: torch.device, on_cpu: str = 'tor
 
 @contextmanager
 def set_backend(backend: str | None) -> Iterator[None]:
-    """Select the backend of every op that is called within the context.
+    """Select the backend of every op called within the context.
 
     Args:
-        backend: see :func:`choose_backend`; None restores the default of each device.
+        backend: see :func:`choose_backend`; None selects each device's default.
 
     Raises:
         ValueError: if the backend does not exist.
@@ -79,7 +79,7 @@ def set_backend(backend: str | None) -> Iterator[None]:
 def runs_triton(op: str, device: torch.device) -> bool:
     """Whether the device can run Triton kernels; logs once if the GPU is too old for ``op``."""
     if device.type != 'cuda' or not torch.cuda.is_available():
-        return True  # the interpreter, or CUDA tensors that only pretend to exist
+        return True  # the interpreter, or fake CUDA tensors on a machine without a GPU
     properties = torch.cuda.get_device_properties(device)
     if properties.major < OLDEST_GPU:
         log_fallback(op, 'triton', f'{properties.name} is older than sm_{OLDEST_GPU}0')
@@ -88,7 +88,7 @@ def runs_triton(op: str, device: torch.device) -> bool:
 
 
 def log_fallback(op: str, backend: str, reason: str) -> None:
-    """Log, once for each op and backend, that a call computes with 'torch' instead."""
+    """Warn, once per op and backend, that a call falls back to 'torch'."""
     if torch.compiler.is_compiling() or (op, backend) in _logged:
         return
     _logged.add((op, backend))
@@ -100,7 +100,7 @@ def log_fallback(op: str, backend: str, reason: str) -> None:
 
 
 def describe(*tensors: torch.Tensor) -> str:
-    """Shapes and dtypes for a message."""
+    """Format the shapes and dtypes of tensors for a message."""
     return ', '.join(f'{tuple(x.shape)} of {x.dtype}' for x in tensors)
 
 

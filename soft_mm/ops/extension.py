@@ -1,4 +1,4 @@
-"""The compiled ops of csrc/: importing this file loads soft_mm._C, where it is built."""
+"""Loader of the compiled ops of csrc/: importing this module loads soft_mm._C if it is built."""
 
 from importlib import import_module
 
@@ -11,27 +11,32 @@ _BUILD = (
 
 
 def _load() -> str | None:
-    """What went wrong, if anything."""
+    """Load soft_mm._C; return the reason if that fails, else None."""
     try:
         import_module('soft_mm._C')
     except ModuleNotFoundError:
         return 'soft_mm._C is not built'
-    except ImportError as error:  # built for another torch, for instance
+    except ImportError as error:  # for example, built for another version of torch
         return f'soft_mm._C cannot be loaded ({error})'
     return None
 
 
 def missing(device: str = 'cpu') -> str | None:
-    """Why the ops cannot run on this type of device; None where they can."""
+    """Return why the compiled ops cannot run on this type of device, or None if they can."""
     if _FAILURE is None and device == 'cuda' and not _HAS_CUDA:
-        return 'soft_mm._C is built for the CPU alone'
+        return 'soft_mm._C is built for the CPU only'
     return _FAILURE
 
 
 def check_built(what: str, device: torch.device) -> None:
-    """
+    """Check that the compiled ops can run on the device.
+
+    Args:
+        what: subject of the error message.
+        device: device of the tensors.
+
     Raises:
-        RuntimeError: if the ops are not built for the device; it tells how to build them.
+        RuntimeError: if the ops are not built for the device. The message says how to build them.
     """
     reason = missing(device.type)
     if reason:
@@ -39,7 +44,7 @@ def check_built(what: str, device: torch.device) -> None:
 
 
 def register(op: str, fake, backward, setup_context=None) -> None:
-    """The shapes of what an op of soft_mm._C returns, and its gradient."""
+    """Register the fake implementation and the gradient of an op of soft_mm._C."""
     torch.library.register_fake(f'soft_mm::{op}', fake)
     torch.library.register_autograd(f'soft_mm::{op}', backward, setup_context=setup_context)
 

@@ -1,4 +1,4 @@
-"""The precision that every op computes in."""
+"""Computation of the ops in at least fp32."""
 
 import functools
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def at_least_fp32(fn):
-    """Make ``fn`` compute and return in fp32 when it is given half-precision tensors.
+    """Make ``fn`` compute and return fp32 when it is called with half-precision tensors.
 
-    All tensor arguments, positional and by keyword, are converted to one dtype, fp32 or better, and
-    autocast is disabled inside: sums over tens of thousands of tokens overflow fp16, and an inverse
-    loses all its digits in bf16. Gradients reach the arguments in their own dtypes.
+    All tensor arguments, positional and keyword, are promoted to one dtype of at least fp32, and
+    autocast is disabled inside ``fn``: sums over tens of thousands of tokens overflow fp16, and
+    bf16 is too coarse for an inverse. Gradients are returned in the dtypes of the arguments.
     """
 
     @functools.wraps(fn)

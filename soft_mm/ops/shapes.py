@@ -1,10 +1,14 @@
-"""Shapes of tensors: the check of queries, keys and values, and division that rounds up."""
+"""Shape checks of queries, keys and values, and ceiling division."""
 
 from torch import Tensor
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise ValueError unless they are ``(..., M, d)``, ``(..., N, d)`` and ``(..., N, e)``."""
+    """Check that q, k and v are ``(..., M, d)``, ``(..., N, d)`` and ``(..., N, e)``.
+
+    Raises:
+        ValueError: if the leading dimensions, ``d`` or ``N`` differ.
+    """
     if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1]:
         raise ValueError(
             'q must be (..., M, d), k (..., N, d) and v (..., N, e) with equal leading dimensions, '
@@ -13,6 +17,6 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def ceil_div(side: int, size: int) -> int:
-    """How many times ``size`` is needed to cover ``side``."""
-    # −(−side // size) differs in ONNX, whose integer division rounds towards zero.
+    """``side / size``, rounded up."""
+    # Not -(-side // size): ONNX rounds integer division towards zero.
     return (side + size - 1) // size

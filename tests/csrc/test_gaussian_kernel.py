@@ -10,7 +10,7 @@ OPS = torch.ops.soft_mm
 GPU = pytest.param('cuda', marks=pytest.mark.gpu)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-# Leading dimensions, N, m, d: tiles that are full, partial and many; columns that are split.
+# Leading dimensions, N, m, d: full and partial tiles, one and several; split sums over columns.
 SIZES = [
     ((2, 3), 49, 7, 32),
     ((), 1, 1, 1),
@@ -40,7 +40,7 @@ def weighted_differences(weight: Tensor, factor: Tensor | None, q: Tensor, k: Te
     return (weight.unsqueeze(-1) * (k.unsqueeze(-3) - q.unsqueeze(-2))).sum(-2)
 
 
-# The ops beside what they must equal.
+# The ops and their references.
 FUNCTIONS = pytest.mark.parametrize(
     ('ours', 'theirs'),
     [
@@ -56,7 +56,7 @@ def tokens(*shape: int, device: str, dtype=torch.float64) -> Tensor:
 
 
 def pair(leading, n, m, d, device: str, dtype=torch.float64, offset=0.0) -> tuple[Tensor, Tensor]:
-    """Tokens whose squared distances are around 2."""
+    """Random tokens whose squared distances are around 2."""
     return tuple(
         (tokens(*leading, count, d, device=device) * d**-0.5 + offset).to(dtype).requires_grad_()
         for count in (n, m)
@@ -79,7 +79,7 @@ def test_equals_the_reference_with_every_gradient(ours, theirs, size, device):
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('has_factor', [True, False])
-def test_weighted_differences_equal_theirs(size, has_factor, device):
+def test_weighted_differences_equal_the_reference(size, has_factor, device):
     leading, n, m, _ = size
     q, k = (x.detach() for x in pair(*size, device))
     weight, factor = (tokens(*leading, n + i, m, device=device)[..., i:, :] for i in (0, 1))
@@ -96,7 +96,7 @@ def worst(got: list[Tensor], exact: list[Tensor]) -> list[float]:
 @pytest.mark.parametrize('offset', [0.0, 30.0])
 @pytest.mark.parametrize('size', SIZES)
 def test_error_is_at_most_twice_that_of_plain_pytorch(ours, theirs, dtype, offset, size, device):
-    """And an error of one rounding for each term of a sum is allowed in any case."""
+    """An error of one rounding per term of the sum is always allowed."""
     _, n, m, d = size
     inputs = pair(*size, device, dtype, offset)
     exact = with_gradients(theirs, tuple(x.detach().double().requires_grad_() for x in inputs))
@@ -142,7 +142,7 @@ def test_any_strides(ours, theirs, device):
         )
 
 
-def test_more_matrices_than_a_grid_s_second_dimension_has(device):
+def test_more_matrices_than_the_second_grid_dimension_allows(device):
     q, k = (x.detach() for x in pair((70_000,), 2, 1, 1, device))
     torch.testing.assert_close(exact_gaussian_kernel(q, k), reference(q, k))
     weight = tokens(70_000, 2, 1, device=device)
@@ -152,7 +152,7 @@ def test_more_matrices_than_a_grid_s_second_dimension_has(device):
 
 
 @pytest.mark.parametrize('device', [GPU], indirect=True)
-def test_more_results_than_32_bits_count(device):
+def test_more_results_than_32_bit_indices_address(device):
     q = tokens(2**16, 1, device=device, dtype=torch.float16)
     k = tokens(2**15 + 1, 1, device=device, dtype=torch.float16)
     assert torch.equal(exact_gaussian_kernel(q, k)[-1:], exact_gaussian_kernel(q[-1:], k))
@@ -179,7 +179,7 @@ def test_autocast_changes_nothing(ours, theirs, dtype, device):
 def test_a_second_derivative_fails(ours, theirs, device):
     q, k = pair((), 5, 3, 4, device)
     (grad,) = torch.autograd.grad(ours(q, k).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match='differentiated once'):
+    with pytest.raises(RuntimeError, match='differentiated once only'):
         grad.sum().backward()
 
 
@@ -240,7 +240,7 @@ def test_bad_tokens(q, k, message, device):
 @pytest.mark.parametrize(
     ('weight', 'factor', 'message'),
     [
-        (X, None, r'weight must be \(\.\.\., N, m\) as q and k are, \[2, 5, 5\], got \[2, 5, 4\]'),
+        (X, None, r'weight must be \(\.\.\., N, m\).* \[2, 5, 5\], got \[2, 5, 4\]'),
         (X.new_zeros(2, 5, 5), X, r'factor must be .* \[2, 5, 5\], got \[2, 5, 4\]'),
         (X.new_zeros(2, 5, 5).double(), None, 'weight must have the dtype of q, Float, got Double'),
     ],

@@ -1,4 +1,4 @@
-"""Depth-wise convolution of each map by its own filters."""
+"""Depth-wise convolution of each feature map with its own filters."""
 
 from torch import Tensor
 
@@ -16,24 +16,24 @@ def dynamic_conv(
     bias: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Each map convolved with its own 3×3 filters, with zeros around it (InLine, arXiv 2412.06590).
+    """Convolve each feature map, zero-padded, with its own 3×3 filters (InLine, arXiv 2412.06590).
 
     Args:
         v: tokens of the maps ``(B, H·W, C)``, any strides.
-        filters: ``(B, C, 3, 3)``, one a map and channel.
-        hw: ``(H, W)``.
-        bias: ``(C,)``, the same for all maps.
-        backend: 'triton', by default on a GPU, and 'extension', the compiled C++ op, by default on a
-            CPU where it is built, leave the tokens where they are; 'torch' is a convolution of B·C
-            groups; 'standard' is nine shifted maps, as in other runtimes the number of groups
-            cannot vary.
+        filters: ``(B, C, 3, 3)``, one per map and channel.
+        hw: height and width ``(H, W)`` of the maps, in tokens.
+        bias: ``(C,)``, shared by all maps.
+        backend: 'triton', the default on a GPU, and 'extension', the compiled C++ op, which is the
+            default on a CPU if it is built, read the tokens in place; 'torch' runs a convolution
+            with B·C groups; 'standard' sums nine shifted maps, because other runtimes need a fixed
+            number of groups.
 
     Returns:
         ``(B, H·W, C)``.
 
     Raises:
-        ValueError: if the shapes do not go together, or the backend does not exist.
-        RuntimeError: for 'extension' on a CPU where the extension is not built.
+        ValueError: if the shapes are inconsistent or the backend does not exist.
+        RuntimeError: if the backend is 'extension' on a CPU and the extension is not built.
     """
     b, n, c = v.shape
     if (

@@ -1,8 +1,8 @@
-"""The convolution of tokens as they lie in memory, on a CPU: the compiled ops of
-csrc/dynamic_conv.
+"""Convolution of channel-last tokens on a CPU: the compiled ops of csrc/dynamic_conv.
 
-Where soft_mm._C is built, importing this file registers ``soft_mm::convolve_tokens`` and its
-gradient for the filters, ``soft_mm::correlate_tokens``. They are each other's derivatives.
+If soft_mm._C is built, importing this module registers the fake implementations and gradients of
+``soft_mm::convolve_tokens`` and ``soft_mm::correlate_tokens``. The second computes the filters'
+gradient of the first; together they express each other's gradients, to any order.
 """
 
 import torch
@@ -21,8 +21,8 @@ def compiled_dynamic_conv(
     return _OPS.convolve_tokens(v, filters, bias, height, width)
 
 
-def _turned(filters: Tensor) -> Tensor:
-    """By 180°."""
+def _rotated(filters: Tensor) -> Tensor:
+    """Rotate the filters by 180°."""
     return filters.flip(2, 3)
 
 
@@ -35,7 +35,7 @@ def _save_convolved(ctx, inputs, output):
 def _convolve_backward(ctx, grad: Tensor):
     v, filters = ctx.saved_tensors
     return (
-        _OPS.convolve_tokens(grad, _turned(filters), None, *ctx.hw),
+        _OPS.convolve_tokens(grad, _rotated(filters), None, *ctx.hw),
         _OPS.correlate_tokens(grad, v, *ctx.hw),
         grad.sum((0, 1)) if ctx.has_bias else None,
         None,
@@ -52,7 +52,7 @@ def _correlate_backward(ctx, filters: Tensor):
     grad, v = ctx.saved_tensors
     return (
         _OPS.convolve_tokens(v, filters, None, *ctx.hw),
-        _OPS.convolve_tokens(grad, _turned(filters), None, *ctx.hw),
+        _OPS.convolve_tokens(grad, _rotated(filters), None, *ctx.hw),
         None,
         None,
     )

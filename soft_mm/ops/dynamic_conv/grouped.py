@@ -1,4 +1,4 @@
-"""All maps as one, each channel of each a group of its own."""
+"""Dynamic convolution as one grouped convolution: each channel of each map is a group."""
 
 import torch.nn.functional as F
 from torch import Tensor

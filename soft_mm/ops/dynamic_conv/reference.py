@@ -1,4 +1,4 @@
-"""The convolution by its definition: nine shifted maps, each with its weight."""
+"""Dynamic convolution by its definition: a weighted sum of nine shifted maps."""
 
 import torch.nn.functional as F
 from torch import Tensor

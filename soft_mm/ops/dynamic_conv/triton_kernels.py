@@ -1,23 +1,23 @@
-"""The convolution of tokens as they lie in memory, with its gradient."""
+"""Dynamic convolution of channel-last tokens, read in place, and its gradient."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, CHANNELS = 8, 64  # of a program's tile
-WIDEST = 2**31  # numbers that a map spreads over: places within it are 32 bits wide
-BLOCKS = 512  # that keep a GPU busy: few maps split the sums of their filters' gradient
+TOKENS, CHANNELS = 8, 64  # size of a program's tile
+MAX_MAP_EXTENT = 2**31  # elements of memory that a map spans: offsets within it are 32-bit
+TARGET_BLOCKS = 512  # enough to occupy a GPU; for few maps, the filters' gradient is split
 
 
 def supports(v: Tensor) -> bool:
-    """Whether the kernels can convolve such maps."""
-    return v.numel() > 0 and v.shape[1] * max(v.shape[2], v.stride(1)) < WIDEST
+    """Whether the kernels support these maps."""
+    return v.numel() > 0 and v.shape[1] * max(v.shape[2], v.stride(1)) < MAX_MAP_EXTENT
 
 
 @triton.jit
 def _load_tap(v, token, tap, count, height, width, stride, channel, channels):
-    """The neighbours of these tokens that a tap of the filter meets, in fp32; 0 off the map."""
+    """Load the neighbours of the tokens at one filter tap in fp32; 0 outside the map."""
     y, x = token // width + tap // 3 - 1, token % width + tap % 3 - 1
     inside = (token < count) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     place = (y * width + x) * stride
@@ -76,10 +76,10 @@ def _correlate(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The filters' gradient: every split of a map's tokens has a sum of its own."""
+    """Filters' gradient, as one partial sum for each split of a map's tokens."""
     count, split, image = height * width, tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = (tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
-    tap = tl.arange(0, 16)[None, :, None]  # 9 of them
+    tap = tl.arange(0, 16)[None, :, None]  # nine taps, padded to a power of two
     total = tl.zeros((16, CHANNELS), tl.float32)
     for first in range(split * TOKENS, count, splits * TOKENS):
         token = (first + tl.arange(0, TOKENS))[:, None, None]
@@ -105,7 +105,7 @@ def _correlate(
 
 
 def _tokens(v: Tensor) -> Tensor:
-    """With the channels of a token side by side."""
+    """Make the channels of a token contiguous."""
     return v if v.stride(-1) == 1 else v.contiguous()
 
 
@@ -146,7 +146,7 @@ def _gradients(
     grad, v = grad.contiguous(), _tokens(v)
     images, count, channels = v.shape
     blocks = images * triton.cdiv(channels, CHANNELS)
-    splits = max(1, min(BLOCKS // blocks, triton.cdiv(count, 8 * TOKENS)))
+    splits = max(1, min(TARGET_BLOCKS // blocks, triton.cdiv(count, 8 * TOKENS)))
     sums = v.new_empty(splits, images, 9, channels, dtype=torch.float32)
     with torch.cuda.device_of(v):
         _correlate[splits, images, triton.cdiv(channels, CHANNELS)](

@@ -14,17 +14,17 @@ def gaussian_kernel(q: Tensor, k: Tensor, backend: str | None = None) -> Tensor:
     Args:
         q: ``(..., N, d)``, any strides.
         k: ``(..., m, d)``, same leading dimensions and device.
-        backend: 'extension' for the compiled op, which takes exact differences on GPU and CPU, and
-            head widths of at most 128; 'standard' for PyTorch's operators, without an op around
-            them; PyTorch's operators otherwise.
+        backend: 'extension' runs the compiled op on CPU or GPU, which is exactly 1 for equal tokens
+            and supports head dimensions up to 128; 'standard' runs plain PyTorch operators; all
+            others run the same operators as one custom op.
 
     Returns:
         ``(..., N, m)``, values in [0, 1], in fp32 or better. Differentiable in both arguments.
 
     Raises:
-        ValueError: if the leading dimensions or the head widths ``d`` differ, or the backend
+        ValueError: if the leading dimensions or the head dimensions ``d`` differ, or the backend
             does not exist.
-        RuntimeError: for 'extension' where the extension is not built.
+        RuntimeError: if the backend is 'extension' and the extension is not built.
     """
     if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
         raise ValueError(

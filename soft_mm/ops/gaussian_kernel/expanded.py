@@ -1,4 +1,4 @@
-"""The Gaussian kernel by one matrix product, with its gradient in closed form."""
+"""The Gaussian kernel from one matrix product, with its gradient in closed form."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from ..precision import at_least_fp32
 
 
 def centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets moved by the mean of k."""
-    # It changes no distance and keeps the terms of the expansion as small as the distances that
-    # matter, so that their difference keeps its digits.
+    """Subtract the mean of k from both sets."""
+    # Distances do not change, but the terms of the expansion become as small as the relevant
+    # distances, so their sum does not lose digits to cancellation.
     centre = k.mean(-2, keepdim=True)
     return q - centre, k - centre
 
 
-def widened(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """``(q, -½‖q‖², 1)`` and ``(k, 1, -½‖k‖²)``, whose product is the whole exponent."""
+def augmented(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``(q, -½‖q‖², 1)`` and ``(k, 1, -½‖k‖²)``, whose product is the full exponent."""
     (q_norm, q_one), (k_norm, k_one) = (
         (x.square().sum(-1, keepdim=True).mul_(-0.5), x.new_ones(*x.shape[:-1], 1)) for x in (q, k)
     )
@@ -23,8 +23,8 @@ def widened(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expansion(q: Tensor, k: Tensor) -> Tensor:
-    """Same numbers as the reference: q ``(..., N, d)``, k ``(..., m, d)`` -> ``(..., N, m)``."""
-    q, k = widened(*centred(q, k))
+    """Gaussian kernel: q ``(..., N, d)``, k ``(..., m, d)`` -> ``(..., N, m)``."""
+    q, k = augmented(*centred(q, k))
     return (q @ k.mT).clamp_(max=0).exp_()
 
 

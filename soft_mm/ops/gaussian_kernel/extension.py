@@ -1,7 +1,8 @@
-"""The Gaussian kernel by exact differences: the compiled ops of csrc/gaussian_kernel.
+"""The exact Gaussian kernel: the compiled ops of csrc/gaussian_kernel.
 
-Where soft_mm._C is built, importing this file registers ``soft_mm::squared_distance``,
-``soft_mm::exact_gaussian_kernel`` and their gradient, ``soft_mm::weighted_differences``.
+If soft_mm._C is built, importing this module registers fake implementations and gradients of
+``soft_mm::squared_distance`` and ``soft_mm::exact_gaussian_kernel``, and of
+``soft_mm::weighted_differences``, which computes the gradients of the other two.
 """
 
 import torch
@@ -20,11 +21,12 @@ def exact_gaussian_kernel(q: Tensor, k: Tensor) -> Tensor:
         k: ``(..., m, d)``, same leading dimensions, dtype and device.
 
     Returns:
-        ``(..., N, m)`` of the same dtype, computed in fp32 or better. Differentiable once, in both
+        ``(..., N, m)`` in the dtype of q, computed in fp32 or better. Differentiable once, in both
         arguments.
 
     Raises:
-        RuntimeError: if the ops are not built for the device, or an argument is none of the above.
+        RuntimeError: if the ops are not built for the device, or the shapes, dtypes or devices of
+            the arguments are not supported.
     """
     check_built('the exact Gaussian kernel', q.device)
     return _OPS.exact_gaussian_kernel(q, k)
@@ -64,8 +66,8 @@ def _exact_gaussian_kernel_backward(ctx, grad: Tensor):
 
 def _weighted_differences_backward(ctx, grad: Tensor):
     raise RuntimeError(
-        'soft_mm::weighted_differences has no derivative: the compiled distances '
-        'and kernels can be differentiated once'
+        'soft_mm::weighted_differences has no gradient: squared_distance and '
+        'exact_gaussian_kernel can be differentiated once only'
     )
 
 

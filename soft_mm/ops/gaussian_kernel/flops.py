@@ -1,10 +1,10 @@
-"""Multiply-adds of the op, from the shapes of its arguments."""
+"""Multiply-adds of the op from the shapes of its arguments."""
 
 from math import prod
 
 
 def formula(q: list[int], k: list[int]) -> int:
-    """``q·kᵀ``; the norms do not count, because they are elementwise."""
+    """The product ``q·kᵀ``; the norms are elementwise and not counted."""
     return prod(q) * k[-2]
 
 

@@ -1,4 +1,4 @@
-"""The Gaussian kernel as the paper writes it. O(N·m·d) memory."""
+"""The Gaussian kernel as in the paper, from explicit differences, in O(N·m·d) memory."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Product of a Gaussian kernel matrix, which is never whole, with the tokens' values."""
+"""Product of a Gaussian kernel matrix with values, without materialising the matrix."""
 
 from torch import Tensor
 
@@ -15,16 +15,16 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None
         q: ``(..., M, d)``, any strides.
         k: ``(..., N, d)``, same leading dimensions and device.
         v: ``(..., N, e)``.
-        backend: 'triton' keeps tiles of the matrix in registers, for fp32 and less and widths of at
-            most 64; 'torch' for all others and by default on a CPU; 'standard' has the whole
-            matrix.
+        backend: 'triton' keeps tiles of the matrix in registers and supports fp32 and half
+            precision and head dimensions ``d`` and ``e`` up to 64; 'standard' materialises the
+            matrix; all others compute it tile by tile in PyTorch.
 
     Returns:
-        ``(..., M, e)`` in fp32 or better. Differentiable in all three.
+        ``(..., M, e)`` in fp32 or better. Differentiable in q, k and v.
 
     Raises:
-        ValueError: if the leading dimensions, the head widths ``d`` or the token counts differ, or
-            the backend does not exist.
+        ValueError: if the leading dimensions, the head dimensions ``d`` or the token counts ``N``
+            differ, or the backend does not exist.
     """
     check_shapes(q, k, v)
     backend = choose_backend(backend, q.device)

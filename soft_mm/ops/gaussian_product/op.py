@@ -1,4 +1,4 @@
-"""The op ``soft_mm::gaussian_product``: one schema and one gradient for every way."""
+"""The op ``soft_mm::gaussian_product``: one schema and one gradient for all backends."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from . import tiled
 
 
 def _implementation(backend: str, *tensors: Tensor):
-    """The module that computes the product and its gradients."""
+    """Return the module that computes the product and its gradients."""
     if backend == 'triton' and runs_triton('gaussian_product', tensors[0].device):
         from . import triton_kernels
 

@@ -1,4 +1,4 @@
-"""The product with the whole matrix. O(M·N) memory."""
+"""The product with the materialised matrix, in O(M·N) memory."""
 
 from torch import Tensor
 

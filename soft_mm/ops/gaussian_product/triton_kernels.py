@@ -1,7 +1,7 @@
-"""The product with tiles of the kernel matrix that exist in registers only.
+"""The product with tiles of the kernel matrix that stay in registers.
 
-Two kernels make the product and all three gradients, because each of them is a sum over the tokens
-of the other set, in which q and k, or v and the gradient, may change places.
+Two kernels compute the product and all three gradients. Each of these is a sum over the tokens of
+the other set, so swapping q with k, or v with the gradient, reuses the same kernel.
 """
 
 import torch
@@ -11,21 +11,23 @@ from torch import Tensor
 
 from ..gaussian_kernel.expanded import centred
 
-ROWS, COLUMNS = 64, 32  # of a tile
-WIDEST = 64  # channels that fit the registers
-BLOCKS = 512  # that keep a GPU busy: fewer rows split their sum
+ROWS, COLUMNS = 64, 32  # size of a tile
+MAX_CHANNELS = 64  # wider tiles do not fit in registers
+TARGET_BLOCKS = 512  # enough to occupy a GPU; with fewer row tiles, the sum over columns is split
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernels take such widths, dtypes and sizes."""
-    return max(q.shape[-1], v.shape[-1]) <= WIDEST and all(
-        x.dtype.itemsize <= 4 and 0 < x.shape[-2] < 2**31 // WIDEST and x.numel() for x in (q, k, v)
-    )  # places within a head are 32 bits wide
+    """Whether the kernels support these head dimensions, dtypes and sizes."""
+    # Offsets within a head are 32-bit integers.
+    return max(q.shape[-1], v.shape[-1]) <= MAX_CHANNELS and all(
+        x.dtype.itemsize <= 4 and 0 < x.shape[-2] < 2**31 // MAX_CHANNELS and x.numel()
+        for x in (q, k, v)
+    )
 
 
 @triton.jit
 def _load(x, rows, count, channels: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of ``(count, channels)`` in fp32, and 0 where there are none."""
+    """Load rows of ``(count, channels)`` in fp32; elements out of bounds are 0."""
     c = tl.arange(0, BLOCK)
     mask = (rows[:, None] < count) & (c[None, :] < channels)
     return tl.load(x + rows[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -41,7 +43,7 @@ def _kernel(q, k, EXPONENT: tl.constexpr):
 
 @triton.jit
 def _block(M, L, N, splits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Of this program: its head, rows and columns, and where its rows of the output begin."""
+    """This program's head, rows, range of columns and index of its output matrix."""
     tiles = tl.cdiv(M, ROWS)
     tile, head = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     rows = tile * ROWS + tl.arange(0, ROWS)
@@ -123,15 +125,15 @@ def _store(out, x, rows, count, channels: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def _launch(kernel, channels: int, *tensors: Tensor) -> Tensor:
-    """Of q ``(..., M, d)``, k ``(..., N, d)``, …, v ``(..., N, e)`` -> ``(..., M, channels)``."""
+    """q ``(..., M, d)``, k ``(..., N, d)``, …, v ``(..., N, e)`` -> ``(..., M, channels)``."""
     q, k, *_, v = tensors
     shape = *q.shape[:-1], channels
     (count, m, d), n, e = q.reshape(-1, *q.shape[-2:]).shape, k.shape[-2], v.shape[-1]
     blocks = count * triton.cdiv(m, ROWS)
-    splits = max(1, min(BLOCKS // blocks, triton.cdiv(n, 8 * COLUMNS)))
-    # Every way a sum is split is the same from run to run, and so is the result.
+    splits = max(1, min(TARGET_BLOCKS // blocks, triton.cdiv(n, 8 * COLUMNS)))
+    # The split depends only on the shapes, so results are bitwise reproducible.
     out = q.new_empty(splits, *shape, dtype=torch.float32)
-    # Products of halves are exact in tf32, of which fp32 takes three.
+    # tf32 represents half-precision inputs exactly; fp32 needs three tf32 products.
     exponent = 'tf32x3' if torch.float32 in (q.dtype, k.dtype) else 'tf32'
     with torch.cuda.device_of(q):
         kernel[blocks, splits](
@@ -154,7 +156,8 @@ def _launch(kernel, channels: int, *tensors: Tensor) -> Tensor:
 
 
 def _centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Moved near 0 where that loses nothing: halves have no digits for it, and need it less."""
+    """Subtract the mean of the smaller set from both; half-precision tokens stay as they are."""
+    # Centring would round half-precision tokens, whose products are exact anyway.
     if torch.float32 not in (q.dtype, k.dtype):
         return q, k
     q, k = q.float(), k.float()
@@ -167,7 +170,7 @@ def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of q, k and v in fp32, from that of the product ``(..., M, e)``."""
+    """Gradients of q, k and v in fp32 from the gradient ``(..., M, e)`` of the product."""
     q, k = _centred(q, k)
     return (
         _launch(_sum_differences, q.shape[-1], q, k, grad, v),

@@ -11,7 +11,7 @@ from .self_attention import covariance_self_attention, is_worthwhile
 
 @at_least_fp32
 def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None = None) -> Tensor:
-    """``Σ_j (s·q_i·(k_j − k̄) + 1)/n · v_j`` for every query, ``s = d^-½``, linear in their number.
+    """``Σ_j (s·q_i·(k_j − k̄) + 1)/n · v_j`` for every query i, ``s = d^-½``, in O(M + N).
 
     InLine (arXiv 2412.06590), with the identity as its kernel function.
 
@@ -19,14 +19,15 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
         q: ``(..., M, d)``, any strides.
         k: ``(..., N, d)``, same leading dimensions and device.
         v: ``(..., N, e)``.
-        num_tokens: n, ``(..., 1, 1)`` or a shape that broadcasts to it, where some of the N tokens
-            are padding, whose k and v must be zero. By default N.
+        num_tokens: number n of tokens that are not padding, ``(..., 1, 1)`` or a shape that
+            broadcasts to it; k and v must be zero in the padding. By default N.
 
     Returns:
         ``(..., M, e)`` in fp32 or better.
 
     Raises:
-        ValueError: if the leading dimensions, the head widths ``d`` or the token counts differ.
+        ValueError: if the leading dimensions, the head dimensions ``d`` or the token counts ``N``
+            differ.
     """
     check_shapes(q, k, v)
     return covariance_inline_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
@@ -35,20 +36,20 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
 def inline_self_attention(
     x: Tensor, weight: Tensor, bias: Tensor, num_heads: int, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Multi-head :func:`inline_attention` of tokens among themselves, from their projection.
+    """Project tokens to ``q, k, v = x·Wᵀ + b`` and apply multi-head :func:`inline_attention`.
 
-    ``q, k, v = x·Wᵀ + b``. On a CPU in fp32, for so many tokens that it takes fewer flops, q and k
-    are not computed: their covariance with v follows from the covariance of the tokens.
+    On a CPU in fp32 or fp64, if that takes fewer flops, q and k are not computed: the covariance of
+    k and v follows from the covariance of the tokens.
 
     Args:
         x: tokens ``(B, N, C)``.
-        weight: ``(3·C, C)``.
-        bias: ``(3·C,)``.
+        weight: of the projection to q, k and v, ``(3·C, C)``.
+        bias: of the projection, ``(3·C,)``.
         num_heads: number of heads; divides C.
-        backend: 'torch' on a CPU may use the covariance of the tokens; all others project.
+        backend: 'torch' may use the covariance of the tokens; all others compute q and k.
 
     Returns:
-        The attention's output and v, each ``(B, N, C)`` with the heads side by side.
+        The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
 
     Raises:
         ValueError: if the backend does not exist.
@@ -61,15 +62,15 @@ def inline_self_attention(
 def projected_attention(
     qkv: Tensor, num_heads: int, num_tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Multi-head :func:`inline_attention` of projected tokens among themselves.
+    """Multi-head :func:`inline_attention` of projected tokens.
 
     Args:
-        qkv: queries, keys and values ``(B, N, 3·C)``, each with the heads side by side.
+        qkv: queries, keys and values ``(B, N, 3·C)``, each with the heads concatenated.
         num_heads: number of heads; divides C.
         num_tokens: ``(B, 1, 1, 1)``; see :func:`inline_attention`.
 
     Returns:
-        The attention's output and v, each ``(B, N, C)`` with the heads side by side.
+        The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
     """
     q, k, v = qkv.chunk(3, -1)
     heads = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))

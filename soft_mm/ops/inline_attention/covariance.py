@@ -1,4 +1,4 @@
-"""Injective linear attention as one d×e matrix for all queries."""
+"""Injective linear attention in linear time: one d×e covariance for all queries."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Injective linear attention by its definition: every row of weights is built."""
+"""Injective linear attention by its definition, with materialised rows of weights."""
 
 from torch import Tensor
 
@@ -9,6 +9,6 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attention_rows(q: Tensor, k: Tensor) -> Tensor:
-    """The weights, which sum to 1 in each row: ``(..., M, N)``."""
+    """Attention weights ``(..., M, N)``; each row sums to 1."""
     scores = q.shape[-1] ** -0.5 * (q @ k.mT)
     return (scores - scores.mean(-1, keepdim=True) + 1) / k.shape[-2]

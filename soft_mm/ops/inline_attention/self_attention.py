@@ -1,4 +1,4 @@
-"""Attention of tokens among themselves by their covariance: no query and no key is made."""
+"""Self-attention from the covariance of the tokens, without computing queries and keys."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from ..backend import choose_backend
 
 
 def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
-    """Whether the covariance of the tokens ``(B, N, C)`` takes fewer flops than q, k and v do.
+    """Whether the covariance of the tokens ``(B, N, C)`` takes fewer flops than q and k on a CPU.
 
-    Not in half precision: projections are fast there, and sums over all tokens lose their digits.
+    False in half precision, where projections are fast and sums over all tokens lose accuracy.
     """
     num_tokens, dims = x.shape[1:]
     width = dims // num_heads
@@ -34,12 +34,14 @@ def covariance_self_attention(
 def _attention(
     x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The results, and for the backward pass the mean ``(B, 1, C)`` and covariance ``(B, C, C)``."""
+    """Attention and v, ``(B, N, C)``, and for the backward pass the tokens' mean ``(B, 1, C)`` and
+    covariance ``(B, C, C)``."""
     weight_v, bias_v = weight.chunk(3)[2], bias.chunk(3)[2]
     mean = x.mean(1, keepdim=True)
     covariance = torch.baddbmm(mean.mT @ mean, x.mT, x, beta=-1, alpha=1 / x.shape[1])
-    q, k, v = _heads(weight, bias, num_heads)
-    maps = _side_by_side(q.mT @ _of_heads(_with(covariance, k), v))
+    q, k, v = _head_weights(weight, bias, num_heads)
+    # All heads as one linear map of the tokens, with its bias in the last row.
+    maps = _concat_heads(q.mT @ _key_value_covariance(_key_token_covariance(covariance, k), v))
     out = torch.baddbmm(F.linear(mean, weight_v, bias_v) + maps[:, -1:], x, maps[:, :-1])
     return out, F.linear(x, weight_v, bias_v), mean, covariance
 
@@ -56,26 +58,26 @@ def _attention_backward(
     num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, num_tokens, _ = x.shape
-    q, k, v = _heads(weight, bias, num_heads)
+    q, k, v = _head_weights(weight, bias, num_heads)
     weight_k, weight_v = weight.chunk(3)[1:]
-    keys = _with(covariance, k)
-    of_heads = _of_heads(keys, v)
+    key_token = _key_token_covariance(covariance, k)
+    key_value = _key_value_covariance(key_token, v)
     sums = grad.sum(1, keepdim=True)
 
-    # out = x·maps + offset + mean(v), maps and offset = qᵀ·of_heads
+    # out = x·maps + offset + mean(v), where qᵀ·key_value stacks maps and offset.
     grad_maps = torch.cat((x.mT @ grad, sums), 1).unflatten(2, (num_heads, -1)).transpose(1, 2)
-    grad_q = (of_heads @ grad_maps.mT).sum(0)
-    grad_heads = q @ grad_maps * q.shape[1] ** -0.5
-    # of_heads = d^-½·keys·vᵀ, keys = k·covariance
-    grad_k = (grad_heads @ _with(covariance, v)).sum(0)
-    grad_values = (grad_heads.mT @ keys).sum(0)
-    grad_covariance = weight_k.mT @ (grad_heads @ v).flatten(1, 2)
-    # covariance = xᵀ·x / N − meanᵀ·mean
+    grad_q = (key_value @ grad_maps.mT).sum(0)
+    # key_value = d^-½·key_token·vᵀ, where key_token = k·covariance.
+    grad_key_value = q @ grad_maps * q.shape[1] ** -0.5
+    grad_k = (grad_key_value @ _key_token_covariance(covariance, v)).sum(0)
+    grad_values = (grad_key_value.mT @ key_token).sum(0)
+    grad_covariance = weight_k.mT @ (grad_key_value @ v).flatten(1, 2)
+    # covariance = xᵀ·x / N − meanᵀ·mean.
     grad_covariance = (grad_covariance + grad_covariance.mT) / num_tokens
     offset = sums @ weight_v / num_tokens - mean @ grad_covariance
 
     grad_x = torch.baddbmm(offset, x, grad_covariance)
-    grad_x.baddbmm_(grad, _side_by_side(q.mT @ of_heads)[:, :-1].mT)
+    grad_x.baddbmm_(grad, _concat_heads(q.mT @ key_value)[:, :-1].mT)
     grad_x.baddbmm_(grad_v, weight_v.expand(batch, -1, -1))
     grad_v, x, sums = grad_v.flatten(0, 1), x.flatten(0, 1), sums.flatten(0, 1)
     grad_values = (grad_values.flatten(0, 1) + grad_v.mT @ x).addmm_(sums.mT, mean.flatten(0, 1))
@@ -86,25 +88,26 @@ def _attention_backward(
     return grad_x, grad_weight, grad_bias
 
 
-def _heads(weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of each head's queries, with the bias as last column, ``(h, d, C + 1)``, and of its
-    keys and values ``(h, d, C)``."""
+def _head_weights(weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the projection by head: weights of q with its bias as last column, ``(h, d, C + 1)``,
+    and weights of k and v, ``(h, d, C)``."""
     q, k, v = weight.unflatten(0, (3, num_heads, -1))
     return torch.cat((q, bias.chunk(3)[0].view(num_heads, -1, 1)), -1), k, v
 
 
-def _with(covariance: Tensor, heads: Tensor) -> Tensor:
-    """The tokens' covariance ``(B, C, C)`` and weights ``(h, d, C)`` -> the covariance of what they
-    make with the tokens, ``(B, h, d, C)``."""
-    return (heads.flatten(0, 1) @ covariance).unflatten(1, heads.shape[:2])
+def _key_token_covariance(covariance: Tensor, k: Tensor) -> Tensor:
+    """Covariance of keys and tokens ``(B, h, d, C)``, from the tokens' covariance ``(B, C, C)`` and
+    the weights of k ``(h, d, C)``."""
+    return (k.flatten(0, 1) @ covariance).unflatten(1, k.shape[:2])
 
 
-def _of_heads(keys: Tensor, v: Tensor) -> Tensor:
-    """The keys' covariance with the tokens -> scaled, that with the values, ``(B, h, d, d)``."""
-    return v.shape[1] ** -0.5 * keys @ v.mT
+def _key_value_covariance(key_token: Tensor, v: Tensor) -> Tensor:
+    """Covariance of keys and values ``(B, h, d, d)`` times ``d^-½``, from the covariance of keys
+    and tokens and the weights of v ``(h, d, C)``."""
+    return v.shape[1] ** -0.5 * key_token @ v.mT
 
 
-def _side_by_side(heads: Tensor) -> Tensor:
+def _concat_heads(heads: Tensor) -> Tensor:
     """``(B, h, M, d)`` -> ``(B, M, h·d)``."""
     return heads.transpose(1, 2).flatten(2)
 

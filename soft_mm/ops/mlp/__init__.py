@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose_backend
-from .reference import mlp as whole_mlp
+from .reference import mlp as untiled_mlp
 from .tiled import is_worthwhile, tiled_mlp
 
 
@@ -17,10 +17,11 @@ def mlp(
     approximate: str = 'none',
     backend: str | None = None,
 ) -> Tensor:
-    """``W2·gelu(W1·x + b1) + b2`` of every token.
+    """Compute ``W2·gelu(W1·x + b1) + b2`` for every token.
 
-    On a CPU, for so many tokens that the hidden channels leave its cache, some tokens at a time,
-    and again in the backward pass: faster than making them all, and nothing of them is kept.
+    On a CPU, if the hidden values do not fit in its cache, groups of tokens are processed one after
+    another, and the backward pass recomputes the hidden values. This is faster than materialising
+    all of them, and saves none for the backward pass.
 
     Args:
         x: ``(..., C)``.
@@ -28,11 +29,15 @@ def mlp(
         bias1: ``(H,)``.
         weight2: ``(E, H)``.
         bias2: ``(E,)``.
-        approximate: of GELU, as PyTorch has it: 'none' or 'tanh'.
-        backend: 'torch', or 'reference' or 'standard' for all tokens at once.
+        approximate: approximation of GELU, 'none' or 'tanh', as in ``torch.nn.GELU``.
+        backend: 'reference' and 'standard' process all tokens at once; all others may use groups of
+            tokens.
 
     Returns:
         ``(..., E)``.
+
+    Raises:
+        ValueError: if the backend does not exist.
     """
     arguments = x, weight1, bias1, weight2, bias2, approximate
     if (
@@ -40,5 +45,5 @@ def mlp(
         or not is_worthwhile(x, weight1)
         or torch.is_autocast_enabled(x.device.type)
     ):
-        return whole_mlp(*arguments)
+        return untiled_mlp(*arguments)
     return tiled_mlp(*arguments)

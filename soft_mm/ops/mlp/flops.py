@@ -1,4 +1,4 @@
-"""Multiply-adds of the op, from the shapes of its arguments."""
+"""Multiply-adds of the op from the shapes of its arguments."""
 
 from collections import Counter
 from math import prod

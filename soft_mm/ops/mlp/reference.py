@@ -1,4 +1,4 @@
-"""All tokens at once."""
+"""The MLP of all tokens at once."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Some tokens at a time; their hidden channels are made anew in the backward pass."""
+"""The MLP of one group of tokens at a time; the backward pass recomputes the hidden values."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE = 2**19  # hidden values at a time: what a core's cache takes
-WORTHWHILE = 2**22  # hidden values of all tokens, from which on tiles are faster than memory
+TILE = 2**19  # hidden values per group of tokens, which fit in a core's cache
+WORTHWHILE = 2**22  # hidden values of all tokens from which on tiling is faster
 
 
 def is_worthwhile(x: Tensor, weight1: Tensor) -> bool:
-    """Whether tiles pay for these tokens on their device."""
+    """Whether tiling is faster for these tokens on their device."""
     return x.device.type == 'cpu' and x.numel() // x.shape[-1] * len(weight1) >= WORTHWHILE
 
 

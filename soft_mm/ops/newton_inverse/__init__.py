@@ -1,4 +1,4 @@
-"""Inverse of symmetric positive matrices by Newton's iteration."""
+"""Inverse of symmetric positive semi-definite matrices by Newton's iteration."""
 
 from torch import Tensor
 
@@ -16,28 +16,28 @@ def newton_inverse(
     until_converged: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """``V ← 2V − V P V`` from ``V = α P``: ``P⁻¹`` once converged, a damped inverse before.
+    """Iterate ``V ← 2V − V P V`` from ``V = α P``: converges to ``P⁻¹``, damped until then.
 
-    SOFT (arXiv 2110.11945, §3.2). The gradient is the implicit one,
-    ``dP = −Vᵀ G Vᵀ``, with ``α`` held constant.
+    SOFT (arXiv 2110.11945, §3.2). The gradient is implicit, ``dP = −Vᵀ G Vᵀ``, with ``α`` held
+    constant.
 
     Args:
-        p: ``(..., m, m)``, symmetric and positive semi-definite. A singular matrix gives a finite
-            result: its null directions stay at zero.
+        p: ``(..., m, m)``, symmetric and positive semi-definite. For a singular matrix the result
+            is finite, and zero in the null space.
         alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; converges where
-            ``0 < α·λmax² < 2``. By default ``1.8 / ‖P‖₁²``, one for each matrix.
+            ``0 < α·λmax² < 2``. By default ``1.8 / ‖P‖₁²`` for each matrix.
         iterations: number of iterations, at least 0.
-        until_converged: stop where further iterations would change no digit of any matrix. Where
-            PyTorch iterates, each iteration then waits for the device.
-        backend: 'triton' iterates matrices of at most 64 rows in one launch, in fp32; 'torch' all
-            others, and by default on a CPU; 'standard' all of them, with the gradient through
-            every step.
+        until_converged: stop when further iterations would not change the result. Outside of
+            Triton, checking for this synchronises with the device every fourth iteration.
+        backend: 'triton' runs all iterations in one launch and supports fp32 matrices of at most 64
+            rows; 'standard' iterates in PyTorch, always ``iterations`` times, and its gradient
+            passes through every step; all others iterate in PyTorch.
 
     Returns:
         ``(..., m, m)`` in fp32 or better.
 
     Raises:
-        ValueError: if ``p`` is not a stack of square matrices, ``iterations`` is negative or the
+        ValueError: if ``p`` is not a batch of square matrices, ``iterations`` is negative or the
             backend does not exist.
     """
     if p.ndim < 2 or p.shape[-1] != p.shape[-2]:

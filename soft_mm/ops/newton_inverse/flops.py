@@ -1,11 +1,11 @@
-"""Multiply-adds of the op, from the shapes of its arguments."""
+"""Multiply-adds of the op from the shapes of its arguments."""
 
 from math import prod
 
 
 def formula(p: list[int], alpha: list[int], iterations: int, *_) -> int:
-    """Two products of m×m matrices in each iteration."""
+    """Two products of m×m matrices per iteration."""
     return 2 * iterations * prod(p) * p[-1]
 
 
-executed = formula  # at most: the iteration may stop once it has converged
+executed = formula  # an upper bound: the iteration may stop early once converged

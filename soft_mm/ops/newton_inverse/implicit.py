@@ -1,4 +1,4 @@
-"""Newton's iteration as one op whose gradient costs two matrix products, not the iterations."""
+"""Newton's iteration as one op with an implicit gradient, which costs two matrix products."""
 
 import torch
 from torch import Tensor
@@ -12,21 +12,22 @@ def implicit_newton_inverse(
     p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, backend: str
 ) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
-    # Each step squares VP − I: from here on that is below what the dtype can show.
+    # Each step squares VP − I. Entries below this threshold square to less than the precision of
+    # the dtype, so one more step suffices.
     small = (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5 if until_converged else 0.0
     if backend == 'triton' and runs_triton('newton_inverse', p.device):
         from . import triton_kernels
 
         if triton_kernels.supports(p):
             return triton_kernels.newton_inverse(p, alpha, iterations, small)
-        if p.shape[-1] <= triton_kernels.LARGEST:  # larger matrices are bmm's by design
+        if p.shape[-1] <= triton_kernels.MAX_SIZE:  # larger matrices use bmm by design: no warning
             log_fallback('newton_inverse', backend, describe(p))
     matrices = p.reshape(-1, *p.shape[-2:])
     v, product = (alpha * p).reshape(matrices.shape), torch.empty_like(matrices)
     for step in range(iterations):
         torch.bmm(v, matrices, out=product)
-        # I − VP is a square from the first step on: its largest entry is on the diagonal. To look
-        # takes up to half as long as a step.
+        # From the first step on, I − VP is the square of a symmetric matrix, so its largest entry
+        # is on the diagonal. The check takes up to half as long as a step, hence every fourth step.
         converged = (
             until_converged
             and step % 4 == 3

@@ -1,16 +1,16 @@
-"""All iterations of a small matrix in one launch, which it never leaves the registers for."""
+"""All iterations of a small matrix in one launch, with the matrix in registers throughout."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST = 64
+MAX_SIZE = 64  # rows of a matrix that fits in registers
 
 
 def supports(p: Tensor) -> bool:
-    """Whether the kernel can iterate such matrices."""
-    return p.dtype == torch.float32 and 0 < p.shape[-1] <= LARGEST and p.numel() > 0
+    """Whether the kernel supports these matrices."""
+    return p.dtype == torch.float32 and 0 < p.shape[-1] <= MAX_SIZE and p.numel() > 0
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _iterate(p, alpha, out, m, iterations, small, BLOCK: tl.constexpr):
 def newton_inverse(p: Tensor, alpha: Tensor, iterations: int, small: float) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``.
 
-    Each matrix stops after the iteration that finds the entries of VP − I smaller than ``small``.
+    Each matrix stops after the first iteration in which all entries of VP − I are below ``small``.
     """
     p, m = p.contiguous(), p.shape[-1]
     alpha, out = alpha.expand(*p.shape[:-2], 1, 1).contiguous(), torch.empty_like(p)

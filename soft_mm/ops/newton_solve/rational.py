@@ -1,4 +1,4 @@
-"""Many Newton iterations as one rational function: a Cholesky factor and a few products."""
+"""Newton's iterations as one rational function: a Cholesky factor and a few triangular solves."""
 
 import math
 from functools import cache
@@ -12,24 +12,24 @@ from ..shapes import ceil_div
 
 DEGREE = 16
 POLE = 13.5
-# Elements of the matrices that a GPU solves together.
-GROUP = 2**24
-# Smaller matrices are iterated as fast.
-SMALL = 160
-# The exponential differs from the power of so many iterations by less than fp32 can show.
-MANY = 20
+# Total elements of the matrices that a GPU solves in one batch.
+BATCH_ELEMENTS = 2**24
+# For smaller matrices the iteration is as fast.
+MIN_SIZE = 160
+# From this many iterations on, the exponential approximates the power to fp32 precision.
+MIN_ITERATIONS = 20
 
 
 def is_worthwhile(m: int, iterations: int) -> bool:
-    """Whether matrices of this size, after so many iterations, are better computed so."""
-    return m >= SMALL and iterations >= MANY
+    """Whether the rational function is accurate and faster than iterating."""
+    return m >= MIN_SIZE and iterations >= MIN_ITERATIONS
 
 
 @cache
 def coefficients() -> list[float]:
     """Chebyshev coefficients of ``g(r) = φ(z)/r``, ``φ(z) = (1 − e^{-z})/z``, ``r = γ/(γ + z)``.
 
-    On 0 ≤ z < ∞, which is 0 < r ≤ 1, they give g to 5e-8 relative.
+    The relative error of g is below 5e-8 for 0 ≤ z < ∞, that is 0 < r ≤ 1.
     """
 
     def g(x):
@@ -45,14 +45,14 @@ def rational_newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int) 
     """p ``(..., m, m)``, v ``(..., m, e)``, alpha ``(..., 1, 1)`` -> ``(..., m, e)``."""
     scales = alpha.double().reshape(-1, 1, 1) * 2.0**iterations
     matrices, values = (x.reshape(-1, *x.shape[-2:]) for x in (p, v))
-    # One by one on a CPU, which is as fast and takes less memory; in groups on a GPU.
-    size = 1 if p.device.type == 'cpu' else max(1, GROUP // matrices[0].numel())
+    # A CPU solves the matrices one by one, which is as fast and takes less memory.
+    size = 1 if p.device.type == 'cpu' else max(1, BATCH_ELEMENTS // matrices[0].numel())
     parts = zip(*(x.split(size) for x in (matrices, values, scales)))
     return torch.cat([_solve(*part).to(v.dtype) for part in parts]).view(v.shape)
 
 
 def _solve(p: Tensor, v: Tensor, scale: Tensor) -> Tensor:
-    p, v = p.double(), v.double()  # P² needs more digits than fp32 has
+    p, v = p.double(), v.double()  # P² squares the condition number, too much for fp32
     shifted = _square(p).mul_(scale)
     shifted.diagonal(dim1=-2, dim2=-1).add_(POLE)
     factor, _ = torch.linalg.cholesky_ex(shifted)
@@ -61,7 +61,7 @@ def _solve(p: Tensor, v: Tensor, scale: Tensor) -> Tensor:
         x = torch.linalg.solve_triangular(factor, POLE * x, upper=False)
         return torch.linalg.solve_triangular(factor.mT, x, upper=True)
 
-    # Clenshaw's recurrence for g of the resolvent.
+    # Clenshaw's recurrence for g(r)·v, with 2r − 1 as the Chebyshev argument.
     first, *others = coefficients()
     y, before = torch.zeros_like(v), torch.zeros_like(v)
     for c in reversed(others):
@@ -71,7 +71,7 @@ def _solve(p: Tensor, v: Tensor, scale: Tensor) -> Tensor:
 
 
 def _square(p: Tensor) -> Tensor:
-    """The lower triangle of P², and some of the upper: all that a Cholesky factor needs."""
+    """P² in the lower triangle, which is all that the Cholesky factor reads; zeros or P² above."""
     square, width = torch.zeros_like(p), ceil_div(p.shape[-1], 4)
     for i in range(0, p.shape[-1], width):
         square[:, i:, i : i + width] = p[:, i:] @ p[..., i : i + width]

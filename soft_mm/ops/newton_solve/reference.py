@@ -1,4 +1,4 @@
-"""The inverse formed as the paper does, and multiplied."""
+"""The inverse formed as in the paper, then multiplied by the values."""
 
 from torch import Tensor
 

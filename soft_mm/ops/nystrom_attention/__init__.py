@@ -1,4 +1,4 @@
-"""Attention through landmarks with a Gaussian kernel."""
+"""Nyström attention with a Gaussian kernel."""
 
 from math import prod
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from ..backend import choose_backend
 from ..gaussian_product.tiled import tile_size
 from ..precision import at_least_fp32
-from .reference import nystrom_attention as whole_nystrom_attention
+from .reference import nystrom_attention as untiled_nystrom_attention
 from .solvers import check_solver
 from .tiled import tiled_nystrom_attention
 
@@ -27,36 +27,38 @@ def nystrom_attention(
     SOFT (arXiv 2110.11945, §3.2) and SOFT-Norm (arXiv 2207.03341, §3.3).
 
     Args:
-        q: queries, which are the keys as well, ``(B, h, N, d)``, any strides.
+        q: queries, which also serve as keys, ``(B, h, N, d)``, any strides.
         v: values ``(B, h, N, e)``.
-        landmarks: ``(B, h, m, d)``.
-        sym_norm: SOFT-Norm's symmetric normalisation of K2.
-        solver: how the inverse is applied. 'newton': what the papers' 20 iterations compute, by
-            the fastest way; 'iteration': the iterations themselves; 'ridge': the exact inverse of
-            ``K2 + 0.01·I``, for models that are trained with it.
-        alpha_scope: scale of the iteration's start, one a 'matrix' or one a 'batch'.
-        backend: 'triton', by default on a GPU, has K1 in registers only; 'torch' in tiles, or whole
-            where it is no larger than one; 'extension' whole, made by the compiled op;
-            'reference' whole, with the iterations themselves; 'standard' likewise, in operators
-            that other runtimes have too.
+        landmarks: landmark tokens ``(B, h, m, d)``.
+        sym_norm: apply SOFT-Norm's symmetric normalisation to the inverse of K2.
+        solver: 'newton' computes the result of the papers' 20 iterations, by a faster method for
+            large m; 'iteration' always runs the iterations; 'ridge' uses the exact inverse of
+            ``K2 + 0.01·I``, only for weights trained that way.
+        alpha_scope: 'matrix' scales the starting point of the iteration for each matrix, so that an
+            image's output does not depend on the rest of the batch; 'batch' shares one scale, as
+            the released SOFT-Norm does.
+        backend: 'triton', the default on a GPU, keeps K1 in registers; 'torch' computes it tile by
+            tile, or materialises it if it fits in one tile; 'extension' materialises it with the
+            compiled op; 'reference' materialises it and runs the solver 'newton' as 'iteration';
+            'standard' materialises it with operators that other runtimes support.
 
     Returns:
         ``(B, h, N, e)`` in fp32 or better.
 
     Raises:
-        ValueError: for a solver, alpha_scope or backend that does not exist, or shapes that do not
-            go together.
+        ValueError: if ``solver``, ``alpha_scope`` or ``backend`` does not exist, or the shapes are
+            inconsistent.
     """
     check_solver(solver, alpha_scope)
     backend = choose_backend(backend, q.device)
     if backend == 'reference' and solver == 'newton':
         solver = 'iteration'
-    whole = (
+    untiled = (
         backend in ('reference', 'extension', 'standard')
         or backend == 'torch'
         and _fits_a_tile(q, landmarks)
     )
-    attend = whole_nystrom_attention if whole else tiled_nystrom_attention
+    attend = untiled_nystrom_attention if untiled else tiled_nystrom_attention
     return attend(q, v, landmarks, sym_norm, solver, alpha_scope, backend)
 
 

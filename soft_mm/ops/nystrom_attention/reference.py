@@ -1,4 +1,4 @@
-"""The attention with whole matrices, in O(N·m) memory."""
+"""The attention with materialised matrices, in O(N·m) memory."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Ways to apply the inverse of K2, with the papers' normalisation and scales."""
+"""Solvers that apply the inverse of K2, with the papers' normalisation and scales."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,11 @@ ALPHA_SCOPES = ('matrix', 'batch')
 
 
 def check_solver(solver: str, alpha_scope: str) -> None:
-    """Raise ValueError where there is none of this name."""
+    """Check the names of the solver and the scope of its scale.
+
+    Raises:
+        ValueError: if one of them does not exist.
+    """
     for name, value, allowed in (
         ('solver', solver, SOLVERS),
         ('alpha_scope', alpha_scope, ALPHA_SCOPES),
@@ -25,9 +29,10 @@ def check_solver(solver: str, alpha_scope: str) -> None:
 def solve(
     k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str, backend: str
 ) -> Tensor:
-    """k2 ``(B, h, m, m)``, v ``(B, h, m, e)`` -> ``inverse(K2) v``, ``(B, h, m, e)``.
+    """Apply the inverse of k2 ``(B, h, m, m)`` to v ``(B, h, m, e)`` -> ``(B, h, m, e)``.
 
-    With ``sym_norm``, ``D^(-½) inverse(K2) D^(-½) v``, D the diagonal of K2's row sums.
+    With ``sym_norm``, compute ``D^(-½) inverse(K2) D^(-½) v``, where D is the diagonal matrix of
+    K2's row sums.
     """
     row_sums = k2.sum(-1, keepdim=True)
     if sym_norm:
@@ -35,7 +40,7 @@ def solve(
     if solver == 'ridge':
         v = ridge_solve(k2, v, RIDGE, backend)
     else:
-        norm = row_sums.detach().amax(-2, keepdim=True)  # ‖K2‖₁: K2 is symmetric and positive
+        norm = row_sums.detach().amax(-2, keepdim=True)  # ‖K2‖₁: K2 is symmetric, entries > 0
         if alpha_scope == 'batch':
             norm = norm.amax()
         if sym_norm:
@@ -51,17 +56,18 @@ def solve(
 
 
 def _halved(alpha: Tensor, p: Tensor, alpha_scope: str) -> Tensor:
-    """Halve ``alpha``, at most ten times, while a column of ``|I − αP²|`` sums to over 1.01.
+    """Halve ``alpha``, at most ten times, while a column of ``|I − αP²|`` sums to more than 1.01.
 
-    P ``(..., m, m)`` is symmetric and its entries are not negative, so the sums need P² only on
-    its diagonal and times a vector of ones: O(m²).
+    P ``(..., m, m)`` is symmetric with non-negative entries, so the sums need only the diagonal of
+    P² and its product with a vector of ones, in O(m²).
     """
     columns = p @ p.sum(-1, keepdim=True)
     diagonal = p.square().sum(-1, keepdim=True)
-    # The sums are convex in α and 1 at α = 0: once they pass, they pass for all smaller ones.
+    # The sums are convex in α and 1 at α = 0, so if an α passes, every smaller one does. The number
+    # of halvings is therefore the number of candidates that fail.
     tried = alpha * 0.5 ** torch.arange(10, device=p.device)
     sums = (1 - tried * diagonal).abs() + tried * (columns - diagonal)
-    # At αλ² = 2, which K2 = I reaches, the sums pass but the iteration would never converge.
+    # At αλ² = 2, which K2 = I reaches, the sums pass but the iteration never converges.
     too_large = (sums > 1.01) | (tried * diagonal > 1.9)
     too_large = too_large.amax(-2 if alpha_scope == 'matrix' else (0, 1, 2), keepdim=True)
     return alpha * 0.5 ** too_large.sum(-1, keepdim=True)

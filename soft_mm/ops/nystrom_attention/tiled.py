@@ -1,4 +1,4 @@
-"""The attention without a matrix of N rows."""
+"""The attention without materialising K1."""
 
 from torch import Tensor
 

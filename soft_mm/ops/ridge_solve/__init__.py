@@ -1,4 +1,4 @@
-"""Regularised solution of symmetric positive systems."""
+"""Ridge-regularised solution of symmetric positive semi-definite systems."""
 
 from torch import Tensor
 
@@ -10,21 +10,23 @@ from .iterated import iterated_ridge_solve
 
 @at_least_fp32
 def ridge_solve(p: Tensor, v: Tensor, ridge: float = 0.01, backend: str | None = None) -> Tensor:
-    """``(P + ridge·I)⁻¹ v``, exactly. The gradient is the implicit one, as for Newton's inverse.
+    """Solve ``(P + ridge·I) y = v`` for y.
+
+    Unlike in :func:`newton_solve`, small eigenvalues are not damped. The gradient is implicit.
 
     Args:
         p: ``(..., m, m)``, symmetric and positive semi-definite; may be singular.
         v: ``(..., m, e)``, same leading dimensions.
-        ridge: what is added to the diagonal, over 0. Where it is below ``λmax`` by more than the
-            digits of fp32, 1e-6 or so, the result is not a number.
-        backend: 'standard' iterates; all others solve by a Cholesky factor.
+        ridge: added to the diagonal, greater than 0. Below about ``1e-6·λmax``, the precision of
+            fp32, the factorisation may fail and the result is NaN.
+        backend: 'standard' uses Newton's iteration; all others use a Cholesky factor.
 
     Returns:
         ``(..., m, e)`` in fp32 or better.
 
     Raises:
-        ValueError: if the shapes do not go together or ``ridge`` is not over 0, or
-            the backend does not exist.
+        ValueError: if p is not square, the leading dimensions or ``m`` differ, ``ridge`` is not
+            greater than 0 or the backend does not exist.
     """
     if p.shape[:-1] != v.shape[:-1] or p.shape[-1] != p.shape[-2]:
         raise ValueError(
@@ -32,7 +34,7 @@ def ridge_solve(p: Tensor, v: Tensor, ridge: float = 0.01, backend: str | None =
             f'and m, got {tuple(p.shape)} and {tuple(v.shape)}'
         )
     if not ridge > 0:
-        raise ValueError(f'ridge must be over 0, got {ridge}')
+        raise ValueError(f'ridge must be greater than 0, got {ridge}')
     if choose_backend(backend, p.device) == 'standard':
         return iterated_ridge_solve(p, v, ridge)
     return cholesky_ridge_solve(p, v, ridge)

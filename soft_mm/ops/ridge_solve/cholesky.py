@@ -1,4 +1,4 @@
-"""The system by its Cholesky factor, in the gradient again."""
+"""Solution by a Cholesky factor, which the backward pass recomputes."""
 
 import torch
 from torch import Tensor

@@ -1,9 +1,9 @@
-"""The system by Newton's iteration, for runtimes that have no Cholesky factor."""
+"""Solution by Newton's iteration, for runtimes without a Cholesky factorisation."""
 
 import torch
 from torch import Tensor
 
-# Converges for a ridge of at least 2.4e-7·‖P‖₁, as (1 − ridge/‖P‖₁)^(2^T) is then below e⁻¹⁶.
+# Enough for a ridge of at least 2.4e-7·‖P‖₁: (1 − ridge/‖P‖₁)^(2^T) is then below e⁻¹⁶.
 ITERATIONS = 26
 
 

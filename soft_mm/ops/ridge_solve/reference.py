@@ -1,4 +1,4 @@
-"""The system by LU decomposition; autograd differentiates through it."""
+"""Solution by LU decomposition, differentiated by autograd."""
 
 import torch
 from torch import Tensor

@@ -61,7 +61,7 @@ def error(fn, q: Tensor, k: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize('offset', [0.0, 30.0])
 def test_computes_in_fp32(dtype, offset):
-    """At most twice the rounding error of the exact differences in fp32, far from 0 as well."""
+    """The error is at most twice that of the reference in fp32, also far from the origin."""
     q, k = pair(2, 3, 49, 7, 32)
     q, k = (q + offset).to(dtype), (k + offset).to(dtype)
     exact = reference(q.double(), k.double())
@@ -84,7 +84,7 @@ def test_half_precision_gradients_keep_their_dtype():
     assert q.grad.dtype == k.grad.dtype == torch.bfloat16
 
 
-def test_distance_zero_is_one_to_the_rounding_of_three_terms_and_never_more():
+def test_equal_tokens_give_one_up_to_rounding_and_never_more():
     k = 10 * tokens(1, 1, 40, 32, dtype=torch.float32)
     kernel = gaussian_kernel(k, k)
     assert kernel.max() <= 1

@@ -23,7 +23,7 @@ def inputs_of(b, h, m, n, d, e, dtype=torch.float64) -> list[Tensor]:
 
 @pytest.fixture(params=[1, 2**21])
 def tile(request, monkeypatch):
-    """Tiles of 16 rows, the last of them smaller, and one tile for all."""
+    """Tiles of 16 rows, of which the last is smaller, or a single tile."""
     monkeypatch.setitem(tiled.TILE, 'cpu', request.param)
 
 
@@ -67,7 +67,7 @@ def test_non_contiguous_inputs_and_gradients(tile):
 @pytest.mark.parametrize('offset', [0.0, 30.0])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_computes_in_fp32(dtype, offset):
-    """At most twice the error of plain torch in fp32, with every gradient, far from 0 as well."""
+    """The output and every gradient have at most twice the error of the reference in fp32."""
     inputs = inputs_of(1, 2, 49, 130, 32, 16)
     inputs = [(t + offset * (i < 2)).to(dtype) for i, t in enumerate(inputs)]
     outputs = []
@@ -88,8 +88,8 @@ def test_computes_in_fp32(dtype, offset):
         assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
 
 
-def test_memory_grows_with_the_tokens_and_not_with_their_product():
-    """No tensor that lives through the backward pass, and none made in it, has M·N elements."""
+def test_the_kernel_matrix_is_not_materialised():
+    """No tensor outside the ops has M·N elements, and inside them the tiles respect their size."""
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -106,7 +106,7 @@ def test_memory_grows_with_the_tokens_and_not_with_their_product():
     with Watch():
         gaussian_product(*inputs).sum().backward()
     assert max(sizes) <= 9000 * 8
-    assert tiled._Kernel(*(t.detach()[0] for t in inputs[:2])).rows * 1000 <= tiled.TILE['cpu']
+    assert tiled._TiledKernel(*(t.detach()[0] for t in inputs[:2])).rows * 1000 <= tiled.TILE['cpu']
 
 
 def test_shapes_are_checked():

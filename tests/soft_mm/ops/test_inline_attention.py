@@ -46,20 +46,21 @@ def test_rows_sum_to_one():
 
 
 def test_different_queries_have_different_rows():
-    """Linear attention forgets how long a query is (positive keys and queries, as it needs)."""
+    """Linear attention, in contrast, gives q and 3q the same row."""
     q, k = tokens(6, 4).abs(), tokens(9, 4).abs()
     scores, longer = q @ k.mT, 3 * q @ k.mT
     torch.testing.assert_close(
         scores / scores.sum(-1, keepdim=True), longer / longer.sum(-1, keepdim=True)
     )
+    # The centred keys span the space, so any two different queries have different rows.
     rows = attention_rows(torch.cat((q, 3 * q)), k)
     assert torch.pdist(rows).min() > 1e-3
-    # The rows tell any two queries apart where the keys span their space.
+    # With the identity as values, the outputs are the rows.
     outputs = inline_attention(torch.cat((q, 3 * q)), k, torch.eye(9).double())
     torch.testing.assert_close(outputs, rows)
 
 
-def test_padding_with_its_number_of_tokens_changes_nothing():
+def test_padding_with_num_tokens_changes_nothing():
     inputs = qkv(2, 3, 5, 7, 4, 4)
     q, k, v = inputs
     k, v = (torch.nn.functional.pad(t, (0, 0, 0, 6)) for t in (k, v))
@@ -83,7 +84,7 @@ def test_non_contiguous_inputs_and_gradients():
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_computes_in_fp32(dtype):
-    """Sums over many tokens overflow fp16; the inputs' own rounding is all that is lost."""
+    """Sums over this many tokens would overflow fp16; only the inputs are rounded."""
     q, k, v = (t.to(dtype) for t in qkv(1, 1, 8, 5000, 4, 4))
     k, v = 100 * k, 100 * v
     out = inline_attention(q, k, v)
@@ -121,7 +122,7 @@ def projected(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> tuple[
 
 
 @pytest.mark.parametrize(('shape', 'num_heads'), [((2, 33, 8), 2), ((3, 7, 6), 1), ((1, 1, 4), 4)])
-def test_without_queries_and_keys_equals_the_definition_with_every_gradient(shape, num_heads):
+def test_self_attention_from_covariance_equals_the_definition_with_every_gradient(shape, num_heads):
     inputs = projections(*shape)
     ours, theirs = (attend(*inputs, num_heads) for attend in (covariance_self_attention, projected))
     torch.testing.assert_close(ours, theirs)
@@ -132,25 +133,25 @@ def test_without_queries_and_keys_equals_the_definition_with_every_gradient(shap
         torch.testing.assert_close(got, expected, atol=1e-11, rtol=1e-9)
 
 
-def test_without_queries_and_keys_in_fp32():
-    """No less exact than with them, though the tokens' mean is far from zero."""
+def test_self_attention_from_covariance_in_fp32():
+    """At most twice the error of computing q and k, although the tokens' mean is far from 0."""
     inputs = projections(1, 4096, 64, dtype=torch.float32)
     exact = projected(*(t.double() for t in inputs), 2)[0]
     q, k, v = torch.nn.functional.linear(*inputs).chunk(3, -1)
-    made = inline_attention(*(split_heads(t, 2) for t in (q, k, v))).transpose(1, 2).flatten(2)
-    error, other = (
-        (out - exact).abs().max() for out in (covariance_self_attention(*inputs, 2)[0], made)
+    plain = inline_attention(*(split_heads(t, 2) for t in (q, k, v))).transpose(1, 2).flatten(2)
+    error, plain_error = (
+        (out - exact).abs().max() for out in (covariance_self_attention(*inputs, 2)[0], plain)
     )
-    assert error <= max(2 * other, 1e-5 * exact.abs().max())
+    assert error <= max(2 * plain_error, 1e-5 * exact.abs().max())
 
 
-def test_without_queries_and_keys_passes_opcheck():
+def test_self_attention_from_covariance_passes_opcheck():
     torch.library.opcheck(
         torch.ops.soft_mm.inline_self_attention, (*projections(2, 9, 8, dtype=torch.float32), 2)
     )
 
 
-def test_queries_and_keys_are_left_out_for_many_tokens_on_a_cpu():
+def test_the_covariance_is_used_for_many_tokens_on_a_cpu():
     many, few = tokens(1, 400, 8, dtype=torch.float32), tokens(1, 9, 8, dtype=torch.float32)
     assert is_worthwhile(many, 2, None)
     assert not is_worthwhile(few, 2, None)

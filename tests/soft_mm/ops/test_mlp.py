@@ -17,7 +17,7 @@ def inputs_of(*tokens: int, dims=6, hidden=20, out=5, dtype=torch.float64) -> li
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """However few the tokens, 64 at a time."""
+    """Process 64 tokens at a time, however few there are."""
     monkeypatch.setattr(tiled, 'TILE', 1)
     monkeypatch.setattr(tiled, 'WORTHWHILE', 0)
 
@@ -49,7 +49,7 @@ def test_non_contiguous(tiles):
     torch.testing.assert_close(mlp(x, *weights), reference(x, *weights))
 
 
-def test_hidden_values_are_not_kept(tiles):
+def test_hidden_values_are_not_saved(tiles):
     inputs, sizes = inputs_of(500), []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: sizes.append(t.numel()) or t, lambda t: t
@@ -59,7 +59,7 @@ def test_hidden_values_are_not_kept(tiles):
 
 
 @pytest.mark.parametrize('backend', ['torch', 'reference'])
-def test_autocast_and_few_tokens_are_pytorchs(backend):
+def test_autocast_and_few_tokens_use_pytorch_layers(backend):
     inputs = inputs_of(3, dtype=torch.float32)
     assert torch.equal(mlp(*inputs, backend=backend), reference(*inputs))
     with torch.autocast('cpu', torch.bfloat16):

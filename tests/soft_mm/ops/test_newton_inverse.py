@@ -7,7 +7,7 @@ from soft_mm.ops.newton_inverse.reference import newton_inverse as reference
 
 
 def matrix(*shape: int, dtype=torch.float64) -> Tensor:
-    """Symmetric and positive definite: a Gaussian kernel with something on its diagonal."""
+    """Symmetric and positive definite: a Gaussian kernel plus 0.3 on its diagonal."""
     generator = torch.Generator().manual_seed(sum(shape))
     points = torch.randn(*shape, 6, dtype=torch.float64, generator=generator)
     eye = torch.eye(shape[-1], dtype=torch.float64)
@@ -25,7 +25,7 @@ def test_inverts(shape):
 
 
 @pytest.mark.parametrize('iterations', [0, 1, 5])
-def test_takes_the_steps_of_the_reference(iterations):
+def test_equals_the_reference_after_few_iterations(iterations):
     p = matrix(2, 3, 17)
     torch.testing.assert_close(
         newton_inverse(p, alpha_of(p), iterations),
@@ -35,7 +35,7 @@ def test_takes_the_steps_of_the_reference(iterations):
     )
 
 
-def test_implicit_gradient_equals_that_through_every_iteration():
+def test_implicit_gradient_equals_the_unrolled_gradient():
     p = matrix(2, 3, 17).requires_grad_()
     grad = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(0))
     (implicit,) = torch.autograd.grad(newton_inverse(p, alpha_of(p)), p, grad)
@@ -64,7 +64,7 @@ def test_non_contiguous():
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_computes_in_fp32(dtype):
-    """At most twice the error of the plain iteration in fp32."""
+    """The error is at most twice that of the reference in fp32."""
     p = matrix(2, 2, 33).to(dtype)
     inverse = newton_inverse(p)
     assert inverse.dtype == torch.float32
@@ -77,7 +77,7 @@ def test_computes_in_fp32(dtype):
 
 @pytest.mark.parametrize('m', [2, 49, 256])
 def test_singular_stays_finite(m):
-    """Identical landmarks: K2 is all ones, of rank one; its pseudo-inverse is K2 / m²."""
+    """Identical landmarks: K2 is all ones and has rank one; its pseudo-inverse is K2 / m²."""
     p = torch.ones(2, m, m).requires_grad_()
     inverse = newton_inverse(p)
     (grad,) = torch.autograd.grad(inverse.sum(), p)
@@ -93,15 +93,15 @@ def test_arguments_are_checked():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_stops_where_nothing_changes_any_more(dtype):
+def test_stops_once_converged(dtype):
     p = matrix(2, 3, 49, dtype=dtype)
-    few, all_of_them = (
+    stopped, complete = (
         newton_inverse(p, iterations=1000, until_converged=until_converged)
         for until_converged in (True, False)
     )
     torch.testing.assert_close(
-        few,
-        all_of_them,
+        stopped,
+        complete,
         rtol=1e-5 if dtype == torch.float32 else 1e-13,
         atol=1e-6 if dtype == torch.float32 else 1e-14,
     )

@@ -8,7 +8,7 @@ from soft_mm.ops.newton_solve.reference import newton_solve as reference
 
 
 def system(*shape: int, spread: float, dtype=torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """K2 of landmarks that are the closer the smaller the spread, values, and SOFT's alpha."""
+    """K2 of random landmarks scaled by ``spread``, values, and SOFT's alpha."""
     generator = torch.Generator().manual_seed(sum(shape))
     points = spread * torch.randn(*shape, 6, dtype=torch.float64, generator=generator)
     v = torch.randn(*shape, 5, dtype=torch.float64, generator=generator)
@@ -18,26 +18,26 @@ def system(*shape: int, spread: float, dtype=torch.float64) -> tuple[Tensor, Ten
 
 
 def assert_equal(ours: Tensor, exact: Tensor) -> None:
-    """To the digits of fp32."""
+    """Compare to fp32 precision."""
     assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
 
 
 @pytest.fixture(params=[1e9, 0], ids=['iterated', 'rational'])
-def way(request, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', request.param)
+def algorithm(request, monkeypatch):
+    monkeypatch.setattr(rational, 'MIN_SIZE', request.param)
 
 
-# From far apart, K2 = I nearly, to nearly the same, where 20 iterations do not converge.
+# From distant landmarks, whose K2 is nearly I, to identical ones; 20 iterations do not converge for
+# close landmarks.
 @pytest.mark.parametrize('spread', [3.0, 0.6, 0.1, 0.0])
 @pytest.mark.parametrize('shape', [(2, 3, 7), (1, 1), (1, 2, 201)])
-def test_equals_the_iteration(way, shape, spread):
+def test_equals_the_iteration(algorithm, shape, spread):
     inputs = system(*shape, spread=spread)
     assert_equal(newton_solve(*inputs), reference(*inputs))
 
 
 @pytest.mark.parametrize('spread', [3.0, 0.6, 0.1])
-def test_computes_what_twenty_iterations_do(way, spread):
-    """In fp32 at most twice as far from it as the iteration is itself."""
+def test_error_in_fp32_is_at_most_twice_that_of_the_iteration(algorithm, spread):
     exact = reference(*system(2, 201, spread=spread))
     inputs = system(2, 201, spread=spread, dtype=torch.float32)
     plain = (reference(*inputs) - exact).abs().max()
@@ -45,8 +45,8 @@ def test_computes_what_twenty_iterations_do(way, spread):
     assert (newton_solve(*inputs) - exact).abs().max() <= 2 * plain + floor
 
 
-def test_damping_is_what_is_compared():
-    """The system above with a spread of 0.1 is far from solved after 20 iterations."""
+def test_the_tests_cover_damped_inverses():
+    """For the systems above with a spread of 0.1, the damped inverse is far from the exact one."""
     p, v, alpha = system(2, 201, spread=0.1)
     assert (p @ newton_solve(p, v, alpha) - v).abs().max() > 0.1
 
@@ -57,7 +57,7 @@ def test_other_numbers_of_iterations(iterations):
     assert_equal(newton_solve(*inputs, iterations), reference(*inputs, iterations))
 
 
-def test_implicit_gradients(way):
+def test_implicit_gradients(algorithm):
     p, v, alpha = system(2, 3, 17, spread=0.6)
     leaves = p.requires_grad_(), v.requires_grad_()
     grad = torch.randn(v.shape, dtype=v.dtype, generator=torch.Generator().manual_seed(0))
@@ -68,7 +68,7 @@ def test_implicit_gradients(way):
         assert_equal(got, expected)
 
 
-def test_gradcheck(way):
+def test_gradcheck(algorithm):
     p, v, alpha = system(2, 5, spread=3.0)
     symmetric = p.clone().requires_grad_()
     assert torch.autograd.gradcheck(
@@ -86,19 +86,19 @@ def test_opcheck():
     )
 
 
-def test_batches_and_strides(way):
+def test_batches_and_strides(algorithm):
     p, v, alpha = system(3, 17, spread=0.6)
     strided = torch.full((3, 17, 34), torch.nan, dtype=p.dtype)[..., ::2].copy_(p)
     out = newton_solve(strided, v.mT.contiguous().mT, alpha)
     for i in range(3):
         torch.testing.assert_close(out[i], newton_solve(p[i], v[i], alpha[i]))
-    together = alpha.amax().reshape(1, 1, 1)
-    assert_equal(newton_solve(p, v, together), reference(p, v, together))
+    shared = alpha.amax().reshape(1, 1, 1)
+    assert_equal(newton_solve(p, v, shared), reference(p, v, shared))
 
 
 @pytest.mark.parametrize('m', [2, 49, 256])
 def test_singular_stays_finite(m):
-    """Identical landmarks: K2 is all ones, of rank one; its pseudo-inverse is K2 / m²."""
+    """Identical landmarks: K2 is all ones and has rank one; its pseudo-inverse is K2 / m²."""
     p, v = torch.ones(2, m, m).requires_grad_(), torch.ones(2, m, 3).requires_grad_()
     out = newton_solve(p, v, torch.tensor(1.8 / m**2))
     grads = torch.autograd.grad(out.sum(), (p, v))
@@ -106,7 +106,7 @@ def test_singular_stays_finite(m):
     torch.testing.assert_close(out, torch.full_like(out, 1 / m))
 
 
-def test_what_is_not_finite_stays_in_its_matrix():
+def test_nan_does_not_spread_to_other_matrices():
     p, v, alpha = system(2, 201, spread=0.6, dtype=torch.float32)
     p[0, 3, 4] = torch.nan
     out = newton_solve(p, v, alpha)
@@ -122,7 +122,7 @@ def test_half_precision():
     assert torch.equal(out, newton_solve(p.float(), v.float(), alpha.float()))
 
 
-def test_the_rational_function_is_as_close_as_it_says():
+def test_error_bound_of_the_rational_function():
     z = torch.cat((torch.zeros(1), torch.logspace(-6, 8, 2000))).double()
     r = rational.POLE / (rational.POLE + z)
     g = sum(

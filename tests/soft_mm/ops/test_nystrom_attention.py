@@ -19,13 +19,13 @@ def formula(
 ) -> Tensor:
     """The papers' attention, one matrix at a time."""
     k1, k2 = gaussian_kernel(q, landmarks), gaussian_kernel(landmarks, landmarks)
-    whole = k2.sum(-1).max()
+    largest_norm = k2.sum(-1).max()
     out = torch.empty_like(v)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             matrix = k2[b, h]
             eye = torch.eye(len(matrix), dtype=matrix.dtype)
-            norm = matrix.sum(-1).max() if alpha_scope == 'matrix' else whole
+            norm = matrix.sum(-1).max() if alpha_scope == 'matrix' else largest_norm
             scale = torch.diag(matrix.sum(-1) ** -0.5) if sym_norm else eye
             if solver == 'ridge':
                 inverse = torch.linalg.inv(matrix + 0.01 * eye)
@@ -52,7 +52,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = (2, 3, 35, 8), (2, 3, 35, 8), (2, 3, 9, 8)
     q, v, landmarks = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-    # Matrices of different scales, so that one alpha for all differs from one for each.
+    # Matrices of different scales, so that one alpha per batch differs from one per matrix.
     return q * 0.6, v, landmarks * torch.tensor([0.2, 0.6, 1.0]).double().view(1, 3, 1, 1)
 
 
@@ -67,7 +67,7 @@ def backend(request) -> str:
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
 def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, backend, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', 5)
+    monkeypatch.setattr(rational, 'MIN_SIZE', 5)
     torch.testing.assert_close(
         nystrom_attention(*inputs, sym_norm, solver, alpha_scope, backend),
         formula(*inputs, sym_norm, solver, alpha_scope),
@@ -78,8 +78,8 @@ def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, backend, monk
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
-def test_every_gradient_is_the_formulas(inputs, sym_norm, solver, backend):
-    """Where the iteration has converged, and its implicit gradient is that through all of it."""
+def test_every_gradient_equals_the_formulas(inputs, sym_norm, solver, backend):
+    """The iteration converges here, so its implicit gradient equals the one through every step."""
     q, v, landmarks = inputs
     leaves = [t.requires_grad_() for t in (q, v, 2 * landmarks[:, 2:].expand(-1, 3, -1, -1))]
     ours = nystrom_attention(*leaves, sym_norm, solver, backend=backend)
@@ -91,7 +91,7 @@ def test_every_gradient_is_the_formulas(inputs, sym_norm, solver, backend):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_far_apart_landmarks_have_the_identity_for_their_inverse(backend):
+def test_k2_of_distant_landmarks_is_the_identity(backend):
     landmarks = 100 * torch.eye(8)[None, None, :3]
     out = nystrom_attention(landmarks, torch.ones(1, 1, 3, 8), landmarks, True, backend=backend)
     torch.testing.assert_close(out, torch.ones(1, 1, 3, 8))
@@ -100,7 +100,7 @@ def test_far_apart_landmarks_have_the_identity_for_their_inverse(backend):
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 @pytest.mark.parametrize('sym_norm', [False, True])
 def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, backend, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', 5)
+    monkeypatch.setattr(rational, 'MIN_SIZE', 5)
     q, v, landmarks = (t.float() for t in inputs)
     leaves = [q.requires_grad_(), v.requires_grad_(), torch.zeros_like(landmarks).requires_grad_()]
     out = nystrom_attention(*leaves, sym_norm, solver, backend=backend)
@@ -111,7 +111,7 @@ def test_identical_landmarks_stay_finite(inputs, sym_norm, solver, backend, monk
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
 def test_autocast_changes_nothing(inputs, solver, backend, monkeypatch):
-    monkeypatch.setattr(rational, 'SMALL', 5)
+    monkeypatch.setattr(rational, 'MIN_SIZE', 5)
     leaves = [t.float().requires_grad_() for t in inputs]
     outs = []
     for enabled in True, False:

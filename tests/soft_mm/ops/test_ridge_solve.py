@@ -37,7 +37,7 @@ def test_opcheck():
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_computes_in_fp32(dtype):
-    """At most twice the error of plain torch in fp32."""
+    """The error is at most twice that of the reference in fp32."""
     p, v = system(2, 101, dtype=dtype)
     out = ridge_solve(p, v)
     assert out.dtype == torch.float32
@@ -51,7 +51,7 @@ def test_computes_in_fp32(dtype):
 
 @pytest.mark.parametrize('m', [2, 49, 256, 1050])
 def test_singular_stays_finite(m):
-    """Identical landmarks: the vector of ones is an eigenvector, of eigenvalue m."""
+    """Identical landmarks: the vector of ones is an eigenvector with eigenvalue m."""
     p, v = torch.ones(2, m, m).requires_grad_(), torch.ones(2, m, 3).requires_grad_()
     out = ridge_solve(p, v)
     grads = torch.autograd.grad(out.sum(), (p, v))
@@ -59,7 +59,7 @@ def test_singular_stays_finite(m):
     torch.testing.assert_close(out, torch.full_like(out, 1 / (m + 0.01)), rtol=1e-4, atol=3e-5)
 
 
-def test_a_matrix_that_is_not_positive_gives_no_numbers():
+def test_an_indefinite_matrix_gives_nan():
     p = torch.eye(3).repeat(2, 1, 1)
     p[0, 1, 1] = -1.0
     out = ridge_solve(p, torch.ones(2, 3, 1))
@@ -70,5 +70,5 @@ def test_a_matrix_that_is_not_positive_gives_no_numbers():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r'\(3, 3\) and \(4, 1\)'):
         ridge_solve(torch.eye(3), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match='ridge must be over 0, got 0'):
+    with pytest.raises(ValueError, match='ridge must be greater than 0, got 0'):
         ridge_solve(torch.eye(3), torch.zeros(3, 1), ridge=0)
