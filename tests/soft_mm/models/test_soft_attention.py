@@ -45,7 +45,7 @@ def test_arguments_are_checked():
         SOFTAttention(10, 3, 2, 3)
     with pytest.raises(ValueError, match="matrix', 'batch'.*'image'"):
         SOFTAttention(8, 2, 2, 3, alpha_scope='image')
-    with pytest.raises(ValueError, match='3×9 map has no landmark.*at least 4×4'):
+    with pytest.raises(ValueError, match='at least 4×4 to have a landmark, got 3×9'):
         SOFTAttention(8, 2, 4, 3)(torch.zeros(1, 27, 8), (3, 9))
 
 
