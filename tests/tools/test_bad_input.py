@@ -166,7 +166,7 @@ OPTIONS = [
     (
         classifier,
         'model.head.in_channels=32',
-        "model.head.in_channels must be the backbone's, 16, got 32",
+        "model.head.in_channels must match the backbone's, 16, got 32",
     ),
     (
         classifier,
@@ -186,12 +186,12 @@ OPTIONS = [
     (
         detector,
         'model.neck.in_channels=[8,8,8,8]',
-        "model.neck.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
+        "model.neck.in_channels must match the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
     ),
     (
         detector,
         'model.backbone.out_indices=[0,1,2]',
-        "model.neck.in_channels must be the backbone's, [8, 8, 8], got [8, 8, 8, 16]",
+        "model.neck.in_channels must match the backbone's, [8, 8, 8], got [8, 8, 8, 16]",
     ),
     (
         detector,
@@ -216,12 +216,12 @@ OPTIONS = [
     (
         segmenter,
         'model.decode_head.in_channels=[8,8,8,8]',
-        "model.decode_head.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
+        "model.decode_head.in_channels must match the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
     ),
     (
         segmenter,
         'model.decode_head.in_index=[0,1,2,4]',
-        "model.decode_head.in_index must be below 4, the number of the backbone's maps, got [0, 1, 2",
+        'model.decode_head.in_index must be below 4, the number of backbone outputs, got [0, 1, 2',
     ),
     (
         segmenter,

@@ -57,7 +57,7 @@ def files(trained, mark, tmp_path) -> dict[str, Path]:
 NOT_WHOLE = ['is no checkpoint that torch.load can read, or not a whole one']
 CODE = ['mkdir beside its tensors', '--trust-pickle']
 OTHER = [
-    'is no checkpoint of this model',
+    'is not a checkpoint of this model',
     'unexpected key in source state_dict: head.extra',
     'missing keys in source state_dict: head.fc.bias',
     'size mismatch for head.fc.weight: copying a param with shape torch.Size([7, 32])',
@@ -86,7 +86,7 @@ BACKBONE = (
         (TEST, 'none', ['can not be found']),
         (RESUME, 'truncated', NOT_WHOLE),
         (RESUME, 'other', AVERAGES),
-        (RESUME, 'weights', ['holds weights alone, without the state of the optimizer']),
+        (RESUME, 'weights', ['contains only weights and no optimizer state']),
         (START, 'code', CODE),
         (START, 'other', OTHER),
         (BACKBONE, 'code', CODE),

@@ -172,7 +172,7 @@ def test_shards_are_the_same_run_and_one_can_go_on_from_the_other(train):
     torch.save(
         {k: v for k, v in torch.load(path, weights_only=False).items() if k != 'optimizer'}, path
     )
-    train(1, INLINE, '--resume', str(path), sharded=True, error=f'{path} holds weights alone')
+    train(1, INLINE, '--resume', str(path), sharded=True, error=f'{path} contains only weights')
 
 
 def test_all_shards_skip_what_went_bad_in_one(train):
@@ -180,4 +180,4 @@ def test_all_shards_skip_what_went_bad_in_one(train):
     assert farthest(weights(folder, 1), weights(folder, 0)) == 0
     assert all(x.isfinite().all() for x in weights(folder).values())
     (log,) = folder.glob('*/*.log')
-    assert 'iteration 3: a number of another process' in log.read_text()
+    assert 'iteration 3: a value on another rank' in log.read_text()
