@@ -314,8 +314,8 @@ def drawn(file: str, image: np.ndarray) -> Callable[[Path], None]:
 # What is wrong with a file of annotations as COCO's, and the message.
 ANNOTATIONS = {
     'no file': (removed(TRAIN), f"No such file or directory: 'DATA/{TRAIN}'"),
-    'empty file': (text(TRAIN, ''), f'DATA/{TRAIN} is no JSON, or not a whole one: Expecting'),
-    'half a file': (cut(TRAIN), f'DATA/{TRAIN} is no JSON, or not a whole one: '),
+    'empty file': (text(TRAIN, ''), f'DATA/{TRAIN} is not valid JSON or is truncated: Expecting'),
+    'half a file': (cut(TRAIN), f'DATA/{TRAIN} is not valid JSON or is truncated: '),
     'a list': (
         text(TRAIN, '[]'),
         f'DATA/{TRAIN}: the file must have lists of images, categories, annotations, has []',
@@ -340,15 +340,15 @@ ANNOTATIONS = {
     'no width': (without('images', 'width'), 'images[0] must have id, file_name, width, height'),
     'width as text': (
         edit(lambda content: content['images'][0].update(width='64')),
-        "images[0].height and width must be whole numbers over 0, got 48 and '64'",
+        "images[0].height and width must be positive integers, got 48 and '64'",
     ),
     'an image twice': (
         edit(lambda content: content['images'][1].update(id=0)),
-        'images[1].id must be of this row alone, got 0 again',
+        'images[1].id must be unique, got 0 again',
     ),
     'an annotation twice': (
         edit(lambda content: content['annotations'][1].update(id=0)),
-        'annotations[1].id must be of this row alone, got 0 again',
+        'annotations[1].id must be unique, got 0 again',
     ),
     'no box': (
         without('annotations', 'bbox'),
@@ -411,7 +411,7 @@ LISTED = (
     'train_dataloader.dataset.ann_file=train.txt',
     'train_dataloader.dataset.data_prefix=train',
 )
-SIZE = "the annotation must be grey or with a palette, of the image's size, (48, 64), got "
+SIZE = "the annotation must be a greyscale or palette image of the image's size, (48, 64), got "
 # What is wrong with images, folders and maps of classes, the options beside, and the message.
 FILES = {
     'no data': (classifier, removed(''), (), "No such file or directory: 'DATA/train'"),
@@ -458,7 +458,7 @@ FILES = {
         classifier,
         text('train.txt', 'cat/0.jpg\n'),
         LISTED,
-        "DATA/train.txt must have lines as 'class/image.jpg 0', a file and the number of its class",
+        "DATA/train.txt must have lines such as 'class/image.jpg 0', with a file and its class index",
     ),
     'a label too high': (
         classifier,
@@ -513,7 +513,7 @@ FILES = {
         drawn(MAP, np.full((48, 64), 200, 'uint8')),
         (),
         f'DATA/{MAP}: the annotation must have classes from 1 to 150, or 0 or 255 '
-        'for none, got [200]',
+        'to ignore a pixel, got [200]',
     ),
 }
 # The rights of root to read what nobody may; without effect on others.
