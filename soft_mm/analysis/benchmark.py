@@ -59,7 +59,7 @@ def machine(device: str) -> str:
 
 
 def report(conditions: str, table: str, results: list, out: Path | None) -> None:
-    """Print the table; with ``out``, also write it to ``out``.md and all results to ``out``.json."""
+    """Print the table; with ``out``, write it to ``out``.md and all results to ``out``.json."""
     text = f'{conditions}\n\n{table}\n'
     print(text)
     if out:

@@ -40,7 +40,8 @@ def check_resumable(checkpoint: dict, filename: str) -> None:
     """
     if 'optimizer' not in checkpoint:
         raise ValueError(
-            f'{filename} contains only weights and no optimizer state: training cannot resume from it'
+            f'{filename} contains only weights and no optimizer state: '
+            'training cannot resume from it'
         )
 
 

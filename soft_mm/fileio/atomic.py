@@ -1,4 +1,4 @@
-"""Atomic writes: a file is either complete or unchanged, even if the process dies or the disk fills."""
+"""Atomic writes: a file is complete or unchanged, even if the process dies or the disk is full."""
 
 import os
 from collections.abc import Iterator
