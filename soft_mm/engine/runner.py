@@ -12,7 +12,7 @@ from ..registry import RUNNERS
 
 @contextmanager
 def checkpoint_of_this_model(filename: str) -> Iterator[None]:
-    """Replace the RuntimeError of loading a state dict strictly by one that names the file.
+    """Turn the RuntimeError of a strict load in the context into an error that names the file.
 
     Raises:
         ValueError: names the file and the parameters that are missing, unexpected or misshapen.

@@ -8,10 +8,10 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class CheckModelHook(Hook):
-    """Check before a run that the model's channels match and its classes are the datasets'.
+    """Check before a run that channels match within the model, and classes match the datasets.
 
     Raises:
-        ValueError: for the first ``in_channels``, ``in_index`` or ``num_classes`` that does not.
+        ValueError: for the first invalid ``in_channels``, ``in_index`` or ``num_classes``.
     """
 
     def before_run(self, runner: Runner) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ...registry import HOOKS
 
-STEP, SAMPLE = range(2)
+STEP, SAMPLE = range(2)  # what a seed is for
 
 
 @HOOKS.register_module()

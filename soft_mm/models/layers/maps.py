@@ -1,4 +1,4 @@
-"""Channels-last feature maps, whose memory layout is that of tokens: converting copies nothing."""
+"""Channels-last feature maps have the memory layout of tokens, so conversions copy nothing."""
 
 import torch
 from torch import Tensor
