@@ -16,7 +16,7 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class BadNumbersHook(Hook):
-    """Check every loss and gradient, and name the layer in which NaN or Inf appears first.
+    """Check every loss and gradient, and report the layer in which NaN or Inf appears first.
 
     Gradients that overflow because of float16 loss scaling are left to PyTorch's GradScaler, which
     skips the step and lowers the scale.

@@ -83,7 +83,7 @@ class ClassTokenStage(Stage):
 
 
 class Backbone(BaseModule):
-    """Base class of hierarchical backbones, which return the outputs of selected stages.
+    """Base class of the backbones: a sequence of stages, of which selected ones are returned.
 
     A subclass sets ``arch_zoo`` and, in its constructor, calls this one, appends one
     :class:`Stage` per entry of ``arch['channels']`` to ``self.stages`` and calls ``_initialise``.
@@ -107,8 +107,8 @@ class Backbone(BaseModule):
         norm_eval (bool): keep batch norm layers in eval mode, with fixed running statistics.
         with_cp (bool): use activation checkpointing in every block, which saves memory.
         init_cfg (dict, optional): MMEngine's initialisation config, such as
-            ``dict(type='Pretrained', checkpoint=…, prefix='backbone.')``. Position embeddings of
-            another size are resized when loaded.
+            ``dict(type='Pretrained', checkpoint=…, prefix='backbone.')``. Position embeddings and
+            relative position biases of another size are resized when loaded.
 
     Attributes:
         out_channels (list[int]): channels of each output.

@@ -8,10 +8,10 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 def known(condition: bool | SymBool) -> bool:
     """Whether a condition on sizes is known to hold for every size of the traced graph.
 
-    A plain bool is returned unchanged. For a symbolic condition, a plain ``if`` would specialise
-    the graph to sizes that take the same branch; this returns False instead if the condition may
-    fail. Code that is skipped when it is True must therefore be a no-op whenever the condition
-    holds.
+    Plain bools are returned unchanged. For a symbolic condition, ``if condition`` would specialise
+    the graph to sizes that take the same branch, whereas this returns False unless the condition
+    always holds. Code under ``if not known(condition)`` therefore also runs for sizes for which the
+    condition holds, and must be a no-op for them.
     """
     return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)
 

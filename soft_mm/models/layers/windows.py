@@ -1,4 +1,4 @@
-"""Partition a feature map into windows and reverse it."""
+"""Partition of feature maps into windows, with padding and cyclic shift."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Windows:
 
     @classmethod
     def fit(cls, hw: tuple[int, int], size: int, shifted: bool) -> 'Windows':
-        """Windows of ``size``, limited to the feature map's, shifted by half if ``shifted``."""
+        """Square windows, shifted by half their size if ``shifted``, but no larger than the map."""
         # (side − 1) // size is 0 if one window covers the side, which then needs no shift.
         return cls(
             hw,
@@ -50,7 +50,7 @@ class Windows:
         return x.flatten(3, 4).flatten(0, 2)
 
     def join(self, windows: Tensor) -> Tensor:
-        """The inverse of ``split``: ``(B·number of windows, h·w, C)`` -> ``(B, H·W, C)``."""
+        """Inverse of ``split``: ``(B·number of windows, h·w, C)`` -> ``(B, H·W, C)``."""
         x = windows.unflatten(1, self.size).unflatten(0, (-1, *self._grid))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if self.shifted:
