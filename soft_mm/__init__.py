@@ -1,7 +1,7 @@
 """Softmax-free and injective linear-attention backbones for OpenMMLab.
 
 Importing this package registers every backbone in :data:`soft_mm.registry.MODELS`, a child of
-MMEngine's root registry, and needs torch and MMEngine alone.
+MMEngine's root registry. It requires only torch and MMEngine.
 """
 
 from importlib.util import find_spec

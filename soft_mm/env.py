@@ -1,4 +1,4 @@
-"""Versions, devices and backends in use, for bug reports: ``python -m soft_mm.env``."""
+"""Print backends, versions and devices for bug reports: ``python -m soft_mm.env``."""
 
 import platform
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ PACKAGES = ('triton', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 
 
 def installed() -> dict[str, str]:
-    """Version and distribution of each package, by import name."""
+    """Version and distribution of each package, keyed by import name."""
     distributions = packages_distributions()
     return {
         package: ', '.join(f'{version(name)} ({name})' for name in distributions.get(package, ()))
@@ -24,7 +24,7 @@ def installed() -> dict[str, str]:
 
 
 def backends(triton: str) -> str:
-    """The backends that the ops use by default, and those that are available."""
+    """Describe the default backends of the ops and what is available."""
     if backend.SELECTED_BY_ENVIRONMENT:
         used = f'{backend.SELECTED_BY_ENVIRONMENT}, from the environment'
     else:
@@ -40,7 +40,7 @@ def backends(triton: str) -> str:
 
 
 def report() -> Iterator[str]:
-    """The lines of the report: backends in use, versions, devices."""
+    """Yield the lines of the report: backends first, then versions and devices."""
     packages = installed()
     yield backends(packages['triton'])
     yield f'soft_mm: {__version__}'

@@ -1,6 +1,6 @@
-"""Child registries of MMEngine's, through which every OpenMMLab toolbox builds our modules.
+"""Child registries of MMEngine's root registries.
 
-A toolbox's config names a module of ours with the scope, such as ``type='soft_mm.SOFT'``.
+Configs of any OpenMMLab toolbox refer to their modules by scope, such as ``type='soft_mm.SOFT'``.
 """
 
 from mmengine.registry import DATASETS as ROOT_DATASETS

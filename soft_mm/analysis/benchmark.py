@@ -1,4 +1,4 @@
-"""Measurements that the benchmarks share: time, peak memory, and the machine they ran on."""
+"""Shared parts of the benchmarks: time, peak memory, the machine and the report."""
 
 import argparse
 import ctypes
@@ -14,7 +14,7 @@ import torch
 
 
 def milliseconds(step: Callable, device: str) -> float:
-    """That one call takes, from an idle device to an idle device."""
+    """Time one call of ``step`` in milliseconds, until the device has finished."""
     if device == 'cuda':
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -25,27 +25,28 @@ def milliseconds(step: Callable, device: str) -> float:
 
 
 def peak_memory(step: Callable, device: str) -> float:
-    """Of one call, in MiB above what the process held before it."""
+    """Peak memory of one call of ``step``, in MiB above what was allocated before it."""
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+    ctypes.CDLL(None).malloc_trim(0)  # return free memory to the system
     before = _status('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak is counted from here
+    Path('/proc/self/clear_refs').write_text('5')  # reset VmHWM, the peak of VmRSS
     step()
     return _status('VmHWM') - before
 
 
 def _status(name: str) -> float:
+    """A field of the process status, in MiB."""
     text = Path('/proc/self/status').read_text()
     return int(re.search(rf'{name}:\s+(\d+) kB', text)[1]) / 2**10
 
 
 def machine(device: str) -> str:
-    """What it ran on."""
+    """Describe the device and the PyTorch version."""
     if device == 'cuda':
         query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
         driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
@@ -58,7 +59,7 @@ def machine(device: str) -> str:
 
 
 def report(conditions: str, table: str, results: list, out: Path | None) -> None:
-    """Print what was measured; with ``out``, write it to out.md and, each result, to out.json."""
+    """Print the table; with ``out``, write it to ``out``.md and all results to ``out``.json."""
     text = f'{conditions}\n\n{table}\n'
     print(text)
     if out:
@@ -71,7 +72,7 @@ def report(conditions: str, table: str, results: list, out: Path | None) -> None
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """Height and width, of an argument such as 800x1344."""
+    """Parse an argument such as ``800x1344`` into height and width."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     if not match or not all(map(int, match.groups())):
         raise argparse.ArgumentTypeError(f'{text!r} is not of the form 800x1344')

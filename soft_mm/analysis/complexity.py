@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a config's model."""
+"""Parameters and multiply-adds of the model of a config."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from .flops import count_multiply_adds
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model as it predicts: in eval mode, without the auxiliary head that only trains."""
+    """Build the model for inference: in eval mode and without the auxiliary head."""
     MMLogger.get_current_instance().setLevel('WARNING')
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
@@ -25,12 +25,12 @@ def build_model(cfg: Config) -> nn.Module:
 
 @cache
 def measure(config: Path) -> dict[str, float]:
-    """Parameters, and for a classifier also multiply-adds.
+    """Count parameters and, for classifiers, multiply-adds.
 
     Returns:
-        'params' in millions; for a classifier 'size', the side of its images in pixels, 'flops', its
-        multiply-adds in billions, and 'newton', those of Newton's iteration, which the papers do
-        not count.
+        'params' in millions. For classifiers also 'size', the side of the input image in pixels,
+        'flops', the multiply-adds in billions, and 'newton', those of Newton's iteration in
+        billions, which the papers do not count.
     """
     cfg = Config.fromfile(config)
     if cfg.default_scope != 'mmpretrain':

@@ -1,8 +1,8 @@
-"""Multiply-adds of a model, including our ops, which counters would otherwise take for nothing.
+"""Count the multiply-adds of a model, including soft_mm's ops, which counters otherwise ignore.
 
-Each op's ``flops.py`` has two counts of its multiply-adds from the shapes of its arguments:
-``formula``, what the papers' arithmetic takes whichever way it is computed, and ``executed``, what
-the op runs.
+Each op's ``flops.py`` counts multiply-adds from the shapes of its arguments in two functions:
+``formula`` counts those of the papers' formulas, independently of the implementation, and
+``executed`` those that the op runs.
 """
 
 from collections import Counter
@@ -38,12 +38,12 @@ OPS = {
 
 
 def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
-    """Softmax attention, whose op MMEngine and PyTorch's counter do not know on a CPU."""
+    """Multiply-adds of softmax attention, which the counters do not support on a CPU."""
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-def _of_jit_values(count: Callable, inputs: list, outputs: list) -> int | Counter[str]:
-    """A handle of MMEngine's counter: inputs and outputs are those of a node of a traced graph."""
+def _jit_handle(count: Callable, inputs: list, outputs: list) -> int | Counter[str]:
+    """Adapt ``count`` to MMEngine's counter, which passes the inputs of a traced graph's node."""
     return count(
         *(
             value.type().sizes() if value.type().kind() == 'TensorType' else value.toIValue()
@@ -52,25 +52,26 @@ def _of_jit_values(count: Callable, inputs: list, outputs: list) -> int | Counte
     )
 
 
-def _flops(count: Callable, *shapes, out_shape: object = None, **_) -> int:
-    """A formula of PyTorch's counter, which counts a multiply-add as two."""
+def _flop_formula(count: Callable, *shapes, out_shape: object = None, **_) -> int:
+    """Adapt ``count`` to PyTorch's counter, which counts a multiply-add as two."""
     return 2 * count(*shapes)
 
 
 for _name, _op in OPS.items():
-    register_flop_formula(getattr(torch.ops.soft_mm, _name))(partial(_flops, _op.executed))
+    register_flop_formula(getattr(torch.ops.soft_mm, _name))(partial(_flop_formula, _op.executed))
 register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)(
-    partial(_flops, _attention)
+    partial(_flop_formula, _attention)
 )
 
 
 def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
-    """Multiply-adds that the formulas ask for, by operator, from MMEngine's trace of the model.
+    """Count the multiply-adds of the papers' formulas, by operator, with MMEngine's tracer.
 
-    A multiply-add counts as one, as in the papers. Elementwise operations do not count; norms do.
+    A multiply-add counts as one, as in the papers. Norms are counted, element-wise operations are
+    not.
     """
-    handles = {f'soft_mm::{name}': partial(_of_jit_values, op.formula) for name, op in OPS.items()}
-    handles['aten::scaled_dot_product_attention'] = partial(_of_jit_values, _attention)
+    handles = {f'soft_mm::{name}': partial(_jit_handle, op.formula) for name, op in OPS.items()}
+    handles['aten::scaled_dot_product_attention'] = partial(_jit_handle, _attention)
     analyzer = FlopAnalyzer(model, inputs).set_op_handle(**handles)
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
@@ -78,7 +79,7 @@ def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
 
 
 def count_executed(model: nn.Module, *inputs) -> int:
-    """Multiply-adds of the matrix products and convolutions that PyTorch really runs."""
+    """Count the multiply-adds of the matrix products and convolutions that PyTorch executes."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops() // 2

@@ -1,7 +1,7 @@
-"""The toolboxes' datasets, with errors that name the file, the value and what is allowed.
+"""The toolboxes' datasets with input checks, whose errors name the file and the invalid value.
 
-Each is derived from a toolbox's own in a file that is imported when a config asks for the dataset,
-because the package itself imports no toolbox.
+Each dataset derives from a toolbox's own. Its module is imported when the dataset is built, because
+importing soft_mm must not import any toolbox.
 """
 
 from importlib import import_module

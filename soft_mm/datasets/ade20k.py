@@ -3,4 +3,4 @@ from .checked import Checked
 
 
 class ADE20KDataset(Checked, DATASETS.get('mmseg.ADE20KDataset')):
-    """mmseg's dataset, with checks."""
+    """mmseg's ADE20KDataset with input checks."""

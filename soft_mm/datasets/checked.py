@@ -1,4 +1,4 @@
-"""Checks of any dataset, whose errors name the file, the value and what is allowed."""
+"""Input checks for datasets, whose errors name the file, the value and what is allowed."""
 
 from numbers import Integral
 from pathlib import Path
@@ -7,7 +7,11 @@ import numpy as np
 
 
 class Checked:
-    """Mixin for a toolbox's dataset: checks its list, and each sample whenever it is loaded."""
+    """Mixin for a toolbox's dataset that checks the list of samples, and each sample as it loads.
+
+    Raises:
+        ValueError: if no sample is left, or a sample is invalid or fails to load; names its files.
+    """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -31,12 +35,12 @@ class Checked:
     def prepare_data(self, idx: int) -> object:
         try:
             return super().prepare_data(idx)
-        except Exception as error:  # of any kind: what loads and transforms does not name the file
+        except Exception as error:  # transforms raise any exception and do not name the file
             files = ' with '.join(_files(self.get_data_info(idx)))
             raise ValueError(f'{files}: {error}') from error
 
     def _check_listed(self, sample: dict) -> dict:
-        """Before anything is loaded."""
+        """Check a sample before anything is loaded."""
         for file in _files(sample):
             if not Path(file).stat().st_size:
                 raise ValueError(f'{Path(file).name} must hold an image, got 0 bytes')
@@ -49,7 +53,7 @@ class Checked:
         return sample
 
     def _check_loaded(self, sample: dict) -> dict:
-        """After the annotations are loaded."""
+        """Check a sample after its annotations are loaded."""
         size = sample['ori_shape']
         listed = sample.get('height', size[0]), sample.get('width', size[1])
         if listed != size:
@@ -64,17 +68,18 @@ class Checked:
     def _check_map(self, labels: np.ndarray, size: tuple[int, int]) -> None:
         if labels.shape != size:
             raise ValueError(
-                "the annotation must be grey or with a palette, of the image's size, "
+                "the annotation must be a greyscale or palette image of the image's size, "
                 f'{size}, got {labels.shape}'
             )
         number = len(self.metainfo['classes'])
-        beyond = labels[(labels >= number) & (labels != self.ignore_index)]
-        if len(beyond):
-            first = int(self.reduce_zero_label)  # in the file, where 0 is none then
+        invalid = labels[(labels >= number) & (labels != self.ignore_index)]
+        if len(invalid):
+            # With reduce_zero_label, classes in the file start at 1 and 0 is ignored.
+            first = int(self.reduce_zero_label)
             raise ValueError(
                 f'the annotation must have classes from {first} to '
-                f'{number - 1 + first}, or {"0 or " * first}{self.ignore_index} for '
-                f'none, got {(np.unique(beyond).astype(int) + first).tolist()}'
+                f'{number - 1 + first}, or {"0 or " * first}{self.ignore_index} to '
+                f'ignore a pixel, got {(np.unique(invalid).astype(int) + first).tolist()}'
             )
 
 

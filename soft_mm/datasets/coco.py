@@ -6,7 +6,7 @@ from .coco_file import check_coco_file
 
 
 class CocoDataset(Checked, DATASETS.get('mmdet.CocoDataset')):
-    """mmdet's dataset, which here checks the whole annotation file before it trains."""
+    """mmdet's CocoDataset with input checks; validates all annotations when they are loaded."""
 
     def load_data_list(self) -> list[dict]:
         with_masks = any(

@@ -1,4 +1,4 @@
-"""What mmdet would drop without a word, or stumble over, in a file of annotations as COCO's."""
+"""Validate COCO annotations that mmdet would silently drop or fail on."""
 
 import json
 from collections.abc import Sequence
@@ -13,17 +13,22 @@ FIELDS = {
 
 
 def check_coco_file(path: Path, classes: Sequence[str], with_masks: bool) -> None:
-    """That a dataset of these classes can take every image and annotation of the file.
+    """Check that every image and annotation of a COCO annotation file is valid.
 
-    Boxes less than a pixel wide or high pass, as COCO has some: mmdet leaves them out.
+    Boxes less than one pixel wide or high are accepted, because COCO has some; mmdet skips them.
+
+    Args:
+        path: annotation file.
+        classes: class names of the dataset.
+        with_masks: also check the segmentation masks.
 
     Raises:
-        ValueError: for the first mistake, with the field, its value and what is allowed.
+        ValueError: for the first error; names the field, its value and what is allowed.
     """
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f'{path} is no JSON, or not a whole one: {error}') from None
+        raise ValueError(f'{path} is not valid JSON or is truncated: {error}') from None
     try:
         _check_fields(content)
         _check_classes(content['categories'], classes)
@@ -47,12 +52,12 @@ def _check_fields(content: object) -> None:
                 if field not in row:
                     raise ValueError(f'{key}[{i}] must have {", ".join(fields)}, got {row}')
             if row['id'] in ids:
-                raise ValueError(f'{key}[{i}].id must be of this row alone, got {row["id"]} again')
+                raise ValueError(f'{key}[{i}].id must be unique, got {row["id"]} again')
             ids.add(row['id'])
 
 
 def _check_classes(categories: list[dict], classes: Sequence[str]) -> None:
-    """Labels count the categories in the file's order, whatever the order of the classes is."""
+    """Check names and order: mmdet numbers labels by the order of categories in the file."""
     if isinstance(classes, str):
         raise ValueError(f'metainfo.classes must be a tuple of names, got {classes!r}')
     names = [category['name'] for category in categories]
@@ -74,7 +79,7 @@ def _check_annotations(content: dict, with_masks: bool) -> None:
     for i, image in enumerate(content['images']):
         if not all(isinstance(side, int) and side > 0 for side in sizes[image['id']]):
             raise ValueError(
-                f'images[{i}].height and width must be whole numbers over 0, got '
+                f'images[{i}].height and width must be positive integers, got '
                 f'{image["height"]!r} and {image["width"]!r}'
             )
     ids = {key: {row['id'] for row in content[key]} for key in ('images', 'categories')}

@@ -1,3 +1,5 @@
+"""Set-up and tear-down of the process group of distributed runs."""
+
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +11,10 @@ from torch import distributed
 
 @contextmanager
 def process_group(cfg: Config) -> Iterator[None]:
-    """Where a runner of ``cfg`` may live: leaves the process group of a distributed run at the end.
+    """Context in which to build and run a runner of ``cfg``; destroys its process group at the end.
 
-    On a machine without GPU, where MMEngine would ask for one, torchrun's processes are also joined
-    here, over gloo, and the model wrapper of ``cfg`` is set.
+    On a machine without a GPU, which MMEngine's launcher requires, it also initialises torchrun's
+    process group, with gloo, and sets ``cfg.model_wrapper_cfg``.
     """
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         distributed.init_process_group('gloo')
@@ -21,7 +23,8 @@ def process_group(cfg: Config) -> Iterator[None]:
         )
     yield
     if distributed.is_initialized():
-        # A thread of gloo that still frees a tensor while Python exits aborts the process. Its
-        # threads end with the group, and that with the last model wrapper that knows it.
+        # A gloo thread that frees a tensor while Python exits aborts the process. Gloo's threads
+        # stop when the process group is destroyed, which requires releasing every model wrapper
+        # that references it.
         gc.collect()
         distributed.destroy_process_group()

@@ -1,3 +1,5 @@
+"""Runner that loads only checkpoints that match the model exactly."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,15 +12,15 @@ from ..registry import RUNNERS
 
 @contextmanager
 def checkpoint_of_this_model(filename: str) -> Iterator[None]:
-    """Turn the RuntimeError of a strict load within the context into one that names the file.
+    """Turn the RuntimeError of a strict load in the context into an error that names the file.
 
     Raises:
-        ValueError: naming the file and the parameters that do not fit.
+        ValueError: names the file and the parameters that are missing, unexpected or misshapen.
     """
     try:
         yield
     except RuntimeError as error:
-        # One line for what is missing, one for what is unexpected, one a wrong shape.
+        # One line for missing keys, one for unexpected keys and one per wrong shape.
         lines = [
             line if len(line) <= 500 else f'{line[:500]}…'
             for line in str(error).splitlines()
@@ -26,7 +28,7 @@ def checkpoint_of_this_model(filename: str) -> Iterator[None]:
         ]
         more = [f'and {len(lines) - 20} more'] if len(lines) > 20 else []
         raise ValueError(
-            '\n  '.join([f'{filename} is no checkpoint of this model:', *lines[:20], *more])
+            '\n  '.join([f'{filename} is not a checkpoint of this model:', *lines[:20], *more])
         ) from None
 
 
@@ -34,18 +36,18 @@ def check_resumable(checkpoint: dict, filename: str) -> None:
     """Check that training can resume from a checkpoint.
 
     Raises:
-        ValueError: if it holds no optimizer state.
+        ValueError: if the checkpoint has no optimizer state.
     """
     if 'optimizer' not in checkpoint:
         raise ValueError(
-            f'{filename} holds weights alone, without the state of the optimizer: '
-            'no training can be resumed from it'
+            f'{filename} contains only weights and no optimizer state: '
+            'training cannot resume from it'
         )
 
 
 @RUNNERS.register_module()
 class Runner(_Runner):
-    """MMEngine's Runner, which accepts only checkpoints that fit its model exactly."""
+    """MMEngine's Runner with strict checkpoint loading."""
 
     def load_checkpoint(self, filename: str, map_location: str = 'cpu', **kwargs) -> dict:
         with checkpoint_of_this_model(filename):
@@ -56,7 +58,7 @@ class Runner(_Runner):
 
 
 def build_runner(cfg: Config) -> _Runner | FlexibleRunner:
-    """The runner that ``cfg.runner_type`` names, by default :class:`Runner`.
+    """Build the runner that ``cfg.runner_type`` names, by default :class:`Runner`.
 
     ``cfg.sync_bn`` applies to every runner: FlexibleRunner reads it from its strategy only.
     """

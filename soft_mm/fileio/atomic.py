@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or absent, even if the process is killed or the disk is full."""
+"""Atomic writes: a file is complete or unchanged, even if the process dies or the disk is full."""
 
 import os
 from collections.abc import Iterator
@@ -8,19 +8,19 @@ from pathlib import Path
 from mmengine.dist import get_rank
 from mmengine.fileio import LocalBackend, register_backend
 
-# For the ``backend_args`` of MMEngine's functions that write a file.
+# ``backend_args`` for MMEngine's functions that write files.
 ATOMIC = dict(backend='soft_mm.atomic')
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary name to write to; it becomes ``path`` once its content is on the disk.
+    """Yield a temporary file to write to, which is renamed to ``path`` once it is on disk.
 
-    The temporary name is always the same, so that the next run overwrites what a killed run left.
-    Each process of a distributed run has its own, because MMEngine writes some files on all ranks.
+    The temporary name is fixed, so that the next run overwrites what a killed run left behind. It
+    differs between ranks, because MMEngine writes some files on all ranks.
 
     Raises:
-        OSError: naming ``path``, which is then unchanged.
+        OSError: if writing fails; names ``path``, which is unchanged.
     """
     temporary = path.with_name(f'.{path.name}.{get_rank()}.part')
     try:
@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @register_backend(ATOMIC['backend'])
 class AtomicBackend(LocalBackend):
-    """MMEngine's backend for local files, writing atomically instead of in place."""
+    """MMEngine's backend for local files with atomic writes."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         with atomic_write(Path(filepath)) as temporary:

@@ -1,4 +1,4 @@
-"""Reading checkpoints: tensors and what MMEngine keeps beside them, but no code."""
+"""Read checkpoints that contain tensors and MMEngine's records, without running code from them."""
 
 import os
 import re
@@ -15,28 +15,28 @@ from mmengine.runner import CheckpointLoader
 
 
 def _statistic(owner: object, name: str) -> object:
-    """All that a log's history, as MMEngine pickles it, needs of ``getattr``."""
+    """Stand-in for ``getattr``, limited to what unpickling MMEngine's HistoryBuffer requires."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise UnpicklingError('GLOBAL builtins.getattr of anything but a statistic')
     return getattr(owner, name)
 
 
-# The logs of a run and the facts of its dataset.
-_HARMLESS = [
+# Types in MMEngine's checkpoints: the run's log and the dataset's metainfo.
+_SAFE_GLOBALS = [
     HistoryBuffer,
     (_statistic, 'builtins.getattr'),
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in ('bool', 'uint8', 'int64', 'float32', 'float64')),
-    # Pickled under the one name by NumPy 1 and the other by NumPy 2.
+    # NumPy 1 pickles them under numpy.core, NumPy 2 under numpy._core.
     *(
         (function, f'numpy.{core}.multiarray.{function.__name__}')
         for core in ('core', '_core')
         for function in (np.ndarray.__reduce__(np.empty(0))[0], np.float64().__reduce__()[0])
     ),
 ]
-# Before 2.6 PyTorch lets none of them pass under another's name: tensors alone are safe there.
-_CAN_ALLOW = torch.__version__ >= (2, 6)
+# PyTorch before 2.6 cannot allow a global under another name, so there only tensors are safe.
+_HAS_NAMED_GLOBALS = torch.__version__ >= (2, 6)
 
 
 def load_checkpoint(
@@ -45,35 +45,40 @@ def load_checkpoint(
     trust_pickle: bool = False,
     harmless: Iterable = (),
 ) -> object:
-    """What a file holds, if that is tensors, MMEngine's records and ``harmless`` types alone.
+    """Load a checkpoint that contains only tensors, MMEngine's records and ``harmless`` types.
+
+    Args:
+        path: checkpoint file.
+        map_location: see :func:`torch.load`.
+        trust_pickle: load any pickle, which may run code from the file.
+        harmless: further globals to allow, see :func:`torch.serialization.safe_globals`.
 
     Raises:
-        ValueError: if it is no checkpoint, not a whole one, or could run code, which
-            ``trust_pickle`` allows.
+        ValueError: if the file is not a checkpoint, is truncated, or could run code.
     """
     try:
         with (
-            torch.serialization.safe_globals([*_HARMLESS, *harmless])
-            if _CAN_ALLOW
+            torch.serialization.safe_globals([*_SAFE_GLOBALS, *harmless])
+            if _HAS_NAMED_GLOBALS
             else nullcontext()
         ):
             return torch.load(path, map_location=map_location, weights_only=not trust_pickle)
     except OSError:
         raise
-    except Exception as error:  # a file that is no checkpoint fails in any way there is
+    except Exception as error:  # torch.load raises any exception on other files
         unsafe = re.search(r'GLOBAL ([\w.]+)', str(error))
         if unsafe:
             raise ValueError(
-                f'holds {unsafe[1]} beside its tensors, and loading that could run '
-                'code; pass --trust-pickle if you trust the file'
+                f'contains {unsafe[1]}, which could run code when loaded; '
+                'pass --trust-pickle if you trust the file'
             ) from None
-        raise ValueError('is no checkpoint that torch.load can read, or not a whole one') from None
+        raise ValueError('is not a checkpoint that torch.load can read, or is truncated') from None
 
 
 def set_checkpoint_reader(trust_pickle: bool) -> None:
-    """Make MMEngine read every checkpoint as :func:`load_checkpoint` does.
+    """Make MMEngine read every checkpoint with :func:`load_checkpoint`.
 
-    Its own reader runs whatever code a file holds as soon as the safe way has refused it.
+    MMEngine's own reader falls back to running the code in a file when safe loading fails.
     """
 
     def load_from_file(filename: str, map_location: str | None = None) -> object:
@@ -86,25 +91,26 @@ def set_checkpoint_reader(trust_pickle: bool) -> None:
             raise ValueError(f'{path} {error}') from None
 
     CheckpointLoader.register_scheme('', load_from_file, force=True)
-    if not trust_pickle:  # PyTorch's own word for what MMEngine downloads
+    if not trust_pickle:
+        # MMEngine downloads checkpoints with another reader; this makes PyTorch load them safely.
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-        if _CAN_ALLOW:
-            torch.serialization.add_safe_globals(_HARMLESS)
+        if _HAS_NAMED_GLOBALS:
+            torch.serialization.add_safe_globals(_SAFE_GLOBALS)
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:
-    """The checkpoint of a run that was written last, of those that are whole."""
+    """The most recent complete checkpoint in ``work_dir``, or None."""
     checkpoints = [
         path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
     ]
     for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True):
-        if _is_whole(path):
+        if _is_complete(path):
             return path
-        print(f'{path} is not whole: passed over')
+        print(f'{path} is truncated or corrupt: skipped')
     return None
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

@@ -1,4 +1,4 @@
-"""What the checkpoint converters share: reading the authors' file, checking and writing ours."""
+"""Shared parts of the checkpoint converters: command line, reading, checking and writing."""
 
 import argparse
 import re
@@ -17,8 +17,8 @@ from .atomic import ATOMIC
 from .checkpoints import load_checkpoint
 
 State = dict[str, Tensor]
-# What the authors pickle beside the tensors: their command line, or their settings, which are a
-# dict of a package that need not be installed.
+# The authors' checkpoints also contain their command line or their settings, a dict subclass from
+# a package that may not be installed.
 HARMLESS = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 
 
@@ -28,22 +28,23 @@ def run(
     ema_container: str,
     convert: Callable[[State], tuple[State, dict]],
 ) -> None:
-    """The command of a converter: ``SRC DST [--ema] [--trust-pickle] [--quiet]``.
+    """Run a converter's command line: ``SRC DST [--ema] [--trust-pickle] [--quiet]``.
 
     Args:
-        description: first line of the help.
-        containers: keys under which the authors keep the state dict; a bare one is taken as well.
-        ema_container: key under which they keep the averaged one.
-        convert: from the authors' state dict to ours and what the file says of itself.
+        description: first line of the help text.
+        containers: keys of the state dict in the authors' checkpoint, which may also be a bare
+            state dict.
+        ema_container: key of the EMA state dict.
+        convert: maps the authors' state dict to ours and the checkpoint's ``meta``.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('src', type=Path, help="the authors' checkpoint")
-    parser.add_argument('dst', type=Path, help='file to write, for the ImageNet config')
-    parser.add_argument('--ema', action='store_true', help='take the averaged weights')
+    parser.add_argument('dst', type=Path, help='checkpoint to write, for the ImageNet config')
+    parser.add_argument('--ema', action='store_true', help='convert the EMA weights')
     parser.add_argument(
         '--trust-pickle',
         action='store_true',
-        help='run the code that the file may contain: only for files you trust',
+        help='allow the checkpoint to run code; use it only for files you trust',
     )
     add_quiet(parser)
     args = parser.parse_args()
@@ -77,10 +78,10 @@ def run(
 
 
 def check(converted: State, model: nn.Module) -> None:
-    """That the converted state dict is whole, and nothing more.
+    """Check that a converted state dict matches the model exactly.
 
     Raises:
-        ValueError: naming every tensor that is unknown, missing or of a wrong shape.
+        ValueError: names the tensors that are unknown, missing or misshapen, up to 20 of them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f'unknown key {name}' for name in converted if name not in expected]
@@ -92,37 +93,35 @@ def check(converted: State, model: nn.Module) -> None:
     if problems:
         more = [f'and {len(problems) - 20} more'] if len(problems) > 20 else []
         raise ValueError(
-            '\n  '.join(
-                ['does not fit the model (the names are those it has here):', *problems[:20], *more]
-            )
+            '\n  '.join(["does not match the model (names are soft_mm's):", *problems[:20], *more])
         )
 
 
 def shape(state: State, name: str, ndim: int) -> torch.Size:
-    """Shape of a tensor that tells about the model.
+    """Shape of a tensor from which the architecture is derived.
 
     Raises:
-        ValueError: if there is none of this name, or it has another number of dimensions.
+        ValueError: if the tensor is missing or does not have ``ndim`` dimensions.
     """
     if name not in state:
-        raise ValueError(f'has no {name}: it is a checkpoint of another model, or not a whole one')
+        raise ValueError(f'has no {name}: it is a checkpoint of another model, or incomplete')
     if state[name].ndim != ndim:
         raise ValueError(f'wrong shape of {name}: {tuple(state[name].shape)}, not {ndim}-D')
     return state[name].shape
 
 
 def square_map(name: str, table: Tensor) -> Tensor:
-    """A table ``(N, C)`` of N places -> ``(1, C, √N, √N)``."""
+    """Reshape a table of square positions: ``(N, C)`` -> ``(1, C, √N, √N)``."""
     if table.ndim != 2:
         raise ValueError(f'wrong shape of {name}: {tuple(table.shape)}, not (positions, channels)')
     side = isqrt(len(table))
     if side * side != len(table):
-        raise ValueError(f'wrong shape of {name}: {len(table)} positions are no square map')
+        raise ValueError(f'wrong shape of {name}: {len(table)} positions do not form a square')
     return table.mT.unflatten(-1, (side, side))[None].contiguous()
 
 
 def join_qkv(state: State) -> State:
-    """Every ``attn.q`` and ``attn.kv`` as one ``attn.qkv``."""
+    """Concatenate every ``attn.q`` and ``attn.kv`` into one ``attn.qkv``."""
     joined = {}
     for name, tensor in state.items():
         if match := re.fullmatch(r'(.*\.attn)\.q\.(weight|bias)', name):
@@ -140,7 +139,7 @@ def _state_dict(checkpoint: object, containers: tuple[str, ...]) -> State:
     state = checkpoint if key is None else checkpoint[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
-            f'has no state dict under {" or ".join(containers)}, only {list(checkpoint)[:10]}'
+            f'has no state dict under {" or ".join(containers)}, got keys {list(checkpoint)[:10]}'
         )
     prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}

@@ -1,3 +1,5 @@
+"""Progress bars of the command-line tools."""
+
 import argparse
 
 from rich.console import Console
@@ -12,7 +14,7 @@ from rich.progress import (
 
 
 def progress(quiet: bool) -> Progress:
-    """Bars on standard error, each with its share done, the time so far and the time left."""
+    """Progress bars on standard error with completed steps, elapsed and remaining time."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -26,6 +28,7 @@ def progress(quiet: bool) -> Progress:
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--quiet``."""
     parser.add_argument(
-        '--quiet', action='store_true', help='no progress, nothing but results and errors'
+        '--quiet', action='store_true', help='print only results and errors, no progress bar'
     )

@@ -26,7 +26,7 @@ def lines() -> list[str]:
     return report()
 
 
-def test_the_first_line_tells_which_backends_are_in_use(lines):
+def test_first_line_lists_the_backends(lines):
     cpu = 'torch' if missing() else 'torch and the extension'
     assert lines[0].startswith(f'backends: {cpu} on CPU, ')
     assert '; extension: ' in lines[0]
@@ -34,14 +34,14 @@ def test_the_first_line_tells_which_backends_are_in_use(lines):
     assert lines[0].endswith(f'; CUDA devices: {torch.cuda.device_count()}')
 
 
-def test_the_choice_of_the_environment_is_reported():
+def test_backend_selected_by_the_environment_is_reported():
     expected = 'backends: reference, from the environment; '
     assert report(SOFT_MM_BACKEND='reference')[0].startswith(expected)
 
 
-def test_versions_and_devices_follow(lines):
-    told = dict(line.split(': ', 1) for line in lines)
-    assert told['soft_mm'] == soft_mm.__version__
-    assert told['torch'].startswith(torch.__version__)
-    assert 'mmengine)' in told['mmengine']
-    assert {'python', 'triton', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'cpu'} <= told.keys()
+def test_versions_and_devices_are_listed(lines):
+    fields = dict(line.split(': ', 1) for line in lines)
+    assert fields['soft_mm'] == soft_mm.__version__
+    assert fields['torch'].startswith(torch.__version__)
+    assert 'mmengine)' in fields['mmengine']
+    assert {'python', 'triton', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'cpu'} <= fields.keys()

@@ -10,7 +10,7 @@ def python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
 
 
-def test_import_pulls_in_no_toolbox():
+def test_import_loads_no_toolbox():
     done = python(
         'import sys, soft_mm; print({name.split(".")[0] for name in sys.modules} & '
         '{"mmcv", "mmdet", "mmseg", "mmpretrain", "timm", "torchvision"})'
@@ -21,7 +21,7 @@ def test_import_pulls_in_no_toolbox():
 @pytest.mark.parametrize(
     ('module', 'distribution'), [('torch', 'torch'), ('mmengine', 'onedl-mmengine')]
 )
-def test_a_missing_requirement_is_named(module, distribution):
+def test_import_error_names_the_missing_requirement(module, distribution):
     done = python(
         'import importlib.util as util; find = util.find_spec\n'
         f'util.find_spec = lambda name: None if name == {module!r} else find(name)\n'

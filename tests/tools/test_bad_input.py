@@ -119,13 +119,13 @@ BACKBONE = {
     'arch.head=[1,1,1,1]': "'depths': 4, 'kernel_sizes': 3}, got {'channels': (8, 8, 8, 16), ",
     'arch.channels=[8,8,8]': "lengths, {'channels': 4, ",
     'arch.channels=8': "lengths, {'channels': 4, ",
-    'arch.channels=[0,8,8,16]': 'channels of arch must be integers from 1 on, got [0, 8, 8, 16]',
-    'arch.channels=[8.5,8,8,16]': 'channels of arch must be integers from 1 on, got [8.5,',
-    "arch.channels=['a','b','c','d']": "channels of arch must be integers from 1 on, got ['a',",
+    'arch.channels=[0,8,8,16]': 'channels of arch must be integers >= 1, got [0, 8, 8, 16]',
+    'arch.channels=[8.5,8,8,16]': 'channels of arch must be integers >= 1, got [8.5,',
+    "arch.channels=['a','b','c','d']": "channels of arch must be integers >= 1, got ['a',",
     'arch.num_heads=[3,1,1,1]': 'num_heads must divide the 8 channels, got 3',
     'arch.kernel_sizes=[8,5,3]': 'kernel_sizes must be odd, got 8',
     'depths=[1,1]': "got {'channels': (8, 8, 8, 16), 'num_heads': (1, 1, 1, 1), 'depths': [1, 1]",
-    'depths=[1,-1,1,1]': 'depths of arch must be integers from 0 on, got [1, -1, 1, 1]',
+    'depths=[1,-1,1,1]': 'depths of arch must be integers >= 0, got [1, -1, 1, 1]',
     'depths=2': "'depths': 2",
     'out_indices=4': 'out_indices must be integers from -4 to 3, got 4',
     'out_indices=all': "out_indices must be an integer or a sequence of integers, got 'all'",
@@ -135,13 +135,13 @@ BACKBONE = {
     'out_type=logits': "out_type must be one of ['featmap', 'avg_featmap', 'cls_token'], got 'logits'",
     'frozen_stages=7': 'frozen_stages must be an integer from -1 to 4, got 7',
     'frozen_stages=all': 'frozen_stages must be an integer from -1 to 4, got all',
-    'drop_path_rate=1.5': 'drop_path_rate must be a number from 0 to below 1, got 1.5',
-    'drop_path_rate=high': "drop_path_rate must be a number from 0 to below 1, got 'high'",
+    'drop_path_rate=1.5': 'drop_path_rate must be a number in [0, 1), got 1.5',
+    'drop_path_rate=high': "drop_path_rate must be a number in [0, 1), got 'high'",
     'drop_path=0.1': 'SOFT has no argument drop_path; it has arch, sym_norm, ',
-    'img_size=0': 'img_size must be an integer over 0 or two, got 0',
-    'img_size=[64,64,3]': 'img_size must be an integer over 0 or two, got [64, 64, 3]',
-    'in_channels=0': 'in_channels must be an integer over 0, got 0',
-    'in_channels=1': 'SOFT takes images of in_channels=1, got 3 channels',
+    'img_size=0': 'img_size must be one or two positive integers, got 0',
+    'img_size=[64,64,3]': 'img_size must be one or two positive integers, got [64, 64, 3]',
+    'in_channels=0': 'in_channels must be a positive integer, got 0',
+    'in_channels=1': 'SOFT has in_channels=1, got images with 3 channels',
     'norm_eval=no': "norm_eval must be True or False, got 'no'",
     'landmarks=pool': "landmarks must be one of ['conv', 'avg_pool', 'random'], got 'pool'",
     'num_landmarks=0': 'num_landmarks must be None or at least 1, got 0',
@@ -161,12 +161,12 @@ OPTIONS = [
     (
         classifier,
         'train_dataloader.dataset.pipeline.1.scale=16',
-        'SOFT takes images of at least 29×29 pixels, one landmark, got 16×16',
+        'SOFT needs images of at least 29×29 pixels, for one landmark per stage, got 16×16',
     ),
     (
         classifier,
         'model.head.in_channels=32',
-        "model.head.in_channels must be the backbone's, 16, got 32",
+        "model.head.in_channels must match the backbone's, 16, got 32",
     ),
     (
         classifier,
@@ -186,12 +186,12 @@ OPTIONS = [
     (
         detector,
         'model.neck.in_channels=[8,8,8,8]',
-        "model.neck.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
+        "model.neck.in_channels must match the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
     ),
     (
         detector,
         'model.backbone.out_indices=[0,1,2]',
-        "model.neck.in_channels must be the backbone's, [8, 8, 8], got [8, 8, 8, 16]",
+        "model.neck.in_channels must match the backbone's, [8, 8, 8], got [8, 8, 8, 16]",
     ),
     (
         detector,
@@ -216,12 +216,12 @@ OPTIONS = [
     (
         segmenter,
         'model.decode_head.in_channels=[8,8,8,8]',
-        "model.decode_head.in_channels must be the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
+        "model.decode_head.in_channels must match the backbone's, [8, 8, 8, 16], got [8, 8, 8, 8]",
     ),
     (
         segmenter,
         'model.decode_head.in_index=[0,1,2,4]',
-        "model.decode_head.in_index must be below 4, the number of the backbone's maps, got [0, 1, 2",
+        'model.decode_head.in_index must be below 4, the number of backbone outputs, got [0, 1, 2',
     ),
     (
         segmenter,
@@ -314,8 +314,8 @@ def drawn(file: str, image: np.ndarray) -> Callable[[Path], None]:
 # What is wrong with a file of annotations as COCO's, and the message.
 ANNOTATIONS = {
     'no file': (removed(TRAIN), f"No such file or directory: 'DATA/{TRAIN}'"),
-    'empty file': (text(TRAIN, ''), f'DATA/{TRAIN} is no JSON, or not a whole one: Expecting'),
-    'half a file': (cut(TRAIN), f'DATA/{TRAIN} is no JSON, or not a whole one: '),
+    'empty file': (text(TRAIN, ''), f'DATA/{TRAIN} is not valid JSON or is truncated: Expecting'),
+    'half a file': (cut(TRAIN), f'DATA/{TRAIN} is not valid JSON or is truncated: '),
     'a list': (
         text(TRAIN, '[]'),
         f'DATA/{TRAIN}: the file must have lists of images, categories, annotations, has []',
@@ -340,15 +340,15 @@ ANNOTATIONS = {
     'no width': (without('images', 'width'), 'images[0] must have id, file_name, width, height'),
     'width as text': (
         edit(lambda content: content['images'][0].update(width='64')),
-        "images[0].height and width must be whole numbers over 0, got 48 and '64'",
+        "images[0].height and width must be positive integers, got 48 and '64'",
     ),
     'an image twice': (
         edit(lambda content: content['images'][1].update(id=0)),
-        'images[1].id must be of this row alone, got 0 again',
+        'images[1].id must be unique, got 0 again',
     ),
     'an annotation twice': (
         edit(lambda content: content['annotations'][1].update(id=0)),
-        'annotations[1].id must be of this row alone, got 0 again',
+        'annotations[1].id must be unique, got 0 again',
     ),
     'no box': (
         without('annotations', 'bbox'),
@@ -411,7 +411,7 @@ LISTED = (
     'train_dataloader.dataset.ann_file=train.txt',
     'train_dataloader.dataset.data_prefix=train',
 )
-SIZE = "the annotation must be grey or with a palette, of the image's size, (48, 64), got "
+SIZE = "the annotation must be a greyscale or palette image of the image's size, (48, 64), got "
 # What is wrong with images, folders and maps of classes, the options beside, and the message.
 FILES = {
     'no data': (classifier, removed(''), (), "No such file or directory: 'DATA/train'"),
@@ -458,7 +458,7 @@ FILES = {
         classifier,
         text('train.txt', 'cat/0.jpg\n'),
         LISTED,
-        "DATA/train.txt must have lines as 'class/image.jpg 0', a file and the number of its class",
+        "DATA/train.txt must have lines such as 'class/image.jpg 0', with a file and its class index",
     ),
     'a label too high': (
         classifier,
@@ -513,7 +513,7 @@ FILES = {
         drawn(MAP, np.full((48, 64), 200, 'uint8')),
         (),
         f'DATA/{MAP}: the annotation must have classes from 1 to 150, or 0 or 255 '
-        'for none, got [200]',
+        'to ignore a pixel, got [200]',
     ),
 }
 # The rights of root to read what nobody may; without effect on others.

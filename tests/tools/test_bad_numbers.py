@@ -134,7 +134,7 @@ def test_bad_setting(small_digits, fork_tool, tmp_path):
         'default_hooks.bad_numbers.on_bad_numbers=ignore',
     )
     assert done.returncode == 1
-    assert "on_bad_numbers must be 'stop' or 'skip', not 'ignore'" in done.stdout
+    assert "on_bad_numbers must be 'stop' or 'skip', got 'ignore'" in done.stdout
 
 
 BACKBONES = {

@@ -54,10 +54,10 @@ def files(trained, mark, tmp_path) -> dict[str, Path]:
     return {**files, 'none': tmp_path / 'none.pth', 'weights': best}
 
 
-NOT_WHOLE = ['is no checkpoint that torch.load can read, or not a whole one']
-CODE = ['mkdir beside its tensors', '--trust-pickle']
+NOT_WHOLE = ['is not a checkpoint that torch.load can read, or is truncated']
+CODE = ['mkdir, which could run code', '--trust-pickle']
 OTHER = [
-    'is no checkpoint of this model',
+    'is not a checkpoint of this model',
     'unexpected key in source state_dict: head.extra',
     'missing keys in source state_dict: head.fc.bias',
     'size mismatch for head.fc.weight: copying a param with shape torch.Size([7, 32])',
@@ -86,7 +86,7 @@ BACKBONE = (
         (TEST, 'none', ['can not be found']),
         (RESUME, 'truncated', NOT_WHOLE),
         (RESUME, 'other', AVERAGES),
-        (RESUME, 'weights', ['holds weights alone, without the state of the optimizer']),
+        (RESUME, 'weights', ['contains only weights and no optimizer state']),
         (START, 'code', CODE),
         (START, 'other', OTHER),
         (BACKBONE, 'code', CODE),
@@ -173,7 +173,7 @@ def test_resume_passes_over_what_is_not_whole(trained, files, small_digits, fork
     (tmp_path / 'epoch_4.pth').write_bytes(files['truncated'].read_bytes())
     done = fork_tool('train.py', config, '--work-dir', tmp_path, '--resume', *options)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert f'{tmp_path}/epoch_4.pth is not whole: passed over' in done.stdout
+    assert f'{tmp_path}/epoch_4.pth is truncated or corrupt: skipped' in done.stdout
     assert 'resumed epoch: 3, iter: 18' in done.stdout
 
 

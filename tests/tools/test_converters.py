@@ -205,7 +205,7 @@ BAD = {
         **{'norm/weight': torch.ones(7)},
     ),
     'table of no square': case(
-        'soft-norm-tiny', '783 positions are no square', pos_embed2=torch.ones(1, 783, 128)
+        'soft-norm-tiny', '783 positions do not form a square', pos_embed2=torch.ones(1, 783, 128)
     ),
     'table of one dimension': case(
         'soft-norm-tiny', 'wrong shape of pos_embed1: (64,), not 3-D', pos_embed1=torch.ones(64)
@@ -247,11 +247,11 @@ BAD = {
         **{'head/weight': torch.ones(1000, 7)},
     ),
     'InLine: table of no square': case(
-        'inline-deit-t', '195 positions are no square', pos_embed=torch.ones(1, 196, 192)
+        'inline-deit-t', '195 positions do not form a square', pos_embed=torch.ones(1, 196, 192)
     ),
     'InLine: windows of no square': case(
         'inline-swin-t',
-        '168 positions are no square',
+        '168 positions do not form a square',
         **{'layers/3/blocks/1/attn/relative_position_bias_table': torch.ones(168, 24)},
     ),
     'InLine: filters of no heads': case(
@@ -279,14 +279,14 @@ def write_code(path: Path) -> None:
 
 
 FILES = {
-    'text': (lambda path: path.write_text('not a checkpoint'), 'is no checkpoint'),
-    'empty': (lambda path: path.touch(), 'is no checkpoint'),
+    'text': (lambda path: path.write_text('not a checkpoint'), 'is not a checkpoint'),
+    'empty': (lambda path: path.touch(), 'is not a checkpoint'),
     'cut off': (
         lambda path: (
             torch.save(dict(state_dict=dict(a=torch.ones(99))), path),
             path.write_bytes(path.read_bytes()[:400]),
         ),
-        'is no checkpoint',
+        'is not a checkpoint',
     ),
     'a list': (lambda path: torch.save([1, 2], path), 'holds a list, not a dict'),
     'absent': (lambda path: None, 'No such file'),

@@ -100,7 +100,7 @@ def write_other_model(path: Path) -> None:
 
 BAD = {
     'no such checkpoint': (DEIT, 'a.onnx', ['--checkpoint', 'absent.pth'], 'absent.pth'),
-    'text': (DEIT, 'a.onnx', ['--checkpoint', 'text.pth'], 'is no checkpoint'),
+    'text': (DEIT, 'a.onnx', ['--checkpoint', 'text.pth'], 'is not a checkpoint'),
     'another model': (DEIT, 'a.onnx', ['--checkpoint', 'other.pth'], 'Missing key'),
     'no such config': ('configs/absent.py', 'a.onnx', [], 'absent.py'),
     'no folder': (DEIT, 'absent/a.onnx', [], 'there is no folder'),

@@ -8,20 +8,24 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class CheckModelHook(Hook):
-    """Before anything runs, that a model's parts fit each other and the classes of its datasets."""
+    """Check before a run that channels match within the model, and classes match the datasets.
+
+    Raises:
+        ValueError: for the first invalid ``in_channels``, ``in_index`` or ``num_classes``.
+    """
 
     def before_run(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         _check_channels(model)
         for loop in runner._train_loop, runner._val_loop, runner._test_loop:
-            if isinstance(loop, BaseLoop):  # and not the config of one that is not used
+            if isinstance(loop, BaseLoop):  # loops that this run does not use remain configs
                 _check_classes(model, loop.dataloader.dataset)
 
 
 def _check_channels(model: nn.Module) -> None:
-    """That the neck, or else each head, takes the channels of the backbone's maps."""
+    """Check the ``in_channels`` of the neck, or of each head if there is no neck."""
     channels = getattr(getattr(model, 'backbone', None), 'out_channels', None)
-    if channels is None:  # not a backbone of ours
+    if channels is None:  # not a soft_mm backbone
         return
     names = ['neck'] if getattr(model, 'neck', None) else ['head', 'decode_head', 'auxiliary_head']
     for name in names:
@@ -36,12 +40,12 @@ def _check_channels(model: nn.Module) -> None:
         except IndexError:
             raise ValueError(
                 f'model.{name}.in_index must be below {len(channels)}, the number of '
-                f"the backbone's maps, got {indices}"
+                f'backbone outputs, got {indices}'
             ) from None
         given = part.in_channels
         if (given if isinstance(given, int) else list(given)) != expected:
             raise ValueError(
-                f"model.{name}.in_channels must be the backbone's, {expected}, got {given}"
+                f"model.{name}.in_channels must match the backbone's, {expected}, got {given}"
             )
 
 
@@ -49,7 +53,8 @@ def _check_classes(model: nn.Module, dataset: object) -> None:
     classes = dataset.metainfo.get('classes')
     for name, module in model.named_modules():
         number = getattr(module, 'num_classes', None)
-        if None in (classes, number) or name in ('', 'rpn_head'):  # a sum of them; object or none
+        # The model itself may have a total over its heads, and an RPN only detects objects.
+        if None in (classes, number) or name in ('', 'rpn_head'):
             continue
         if number != len(classes):
             raise ValueError(

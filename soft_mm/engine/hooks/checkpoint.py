@@ -7,14 +7,14 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointHook(_CheckpointHook):
-    """MMEngine's hook, writing atomically and removing old checkpoints only after the new one.
+    """MMEngine's CheckpointHook with atomic writes, removing old checkpoints after the new one.
 
     MMEngine removes the old checkpoint first: if the disk is full or the process is killed before
-    the new one is written, neither is left.
+    the new one is complete, neither is left.
 
     Args:
-        **kwargs: those of MMEngine's CheckpointHook. With ``backend_args`` for storage other than
-            local files, that storage decides how it writes and removes.
+        **kwargs: arguments of MMEngine's CheckpointHook. With ``backend_args`` for storage other
+            than local files, that backend decides how files are written and removed.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -23,21 +23,21 @@ class CheckpointHook(_CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
         if self.backend_args == ATOMIC:
-            self.file_backend = _RemovesLater()
+            self.file_backend = _DeferredRemovalBackend()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
-        if isinstance(self.file_backend, _RemovesLater):
-            self.file_backend.remove_now()
+        if isinstance(self.file_backend, _DeferredRemovalBackend):
+            self.file_backend.remove_pending()
 
 
-class _RemovesLater(AtomicBackend):
+class _DeferredRemovalBackend(AtomicBackend):
     def __init__(self) -> None:
-        self.outdated = []
+        self.pending = []
 
     def remove(self, filepath: str) -> None:
-        self.outdated.append(filepath)
+        self.pending.append(filepath)
 
-    def remove_now(self) -> None:
-        while self.outdated:
-            super().remove(self.outdated.pop())
+    def remove_pending(self) -> None:
+        while self.pending:
+            super().remove(self.pending.pop())

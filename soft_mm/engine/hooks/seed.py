@@ -1,7 +1,7 @@
-"""What is random in an iteration depends on the run's seed, the process and the iteration alone.
+"""Randomness that depends only on the run's seed, the rank and the iteration.
 
-So a resumed run goes on as if it had never stopped, on any number of processes and whatever was
-validated in between, and no state of a random number generator has to be saved.
+A resumed run therefore continues exactly as if it had never stopped, in distributed runs too and
+regardless of validation in between, and checkpoints need no random number generator state.
 """
 
 from collections.abc import Iterator
@@ -15,51 +15,55 @@ from torch.utils.data import Dataset, Sampler
 
 from ...registry import HOOKS
 
-STEP, SAMPLE = range(2)
+STEP, SAMPLE = range(2)  # what a seed is for
 
 
 @HOOKS.register_module()
 class SeedHook(Hook):
-    """Seeds every step, and the loading of every sample, in whichever process that happens."""
+    """Seed every training step, and the loading of every sample in whichever worker loads it."""
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
         sampler = loader.batch_sampler.sampler
-        sampler.seed = runner.seed  # a resumed run's, which was not known when this was built
-        loader.batch_sampler.sampler = _Draws(sampler, runner, loader.batch_sampler.batch_size)
-        loader.dataset.__getitems__ = partial(_load, loader.dataset)  # the data loader's to call
+        # A resumed run takes its seed from the checkpoint, after the sampler was built.
+        sampler.seed = runner.seed
+        loader.batch_sampler.sampler = _SeededSampler(
+            sampler, runner, loader.batch_sampler.batch_size
+        )
+        # The data loader calls __getitems__, if there is one, with the indices of a batch.
+        loader.dataset.__getitems__ = partial(_load_samples, loader.dataset)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         set_random_seed(_seed(runner, STEP, runner.iter))
 
 
-class _Draw(int):
-    """The index of a sample, which knows the seed of what is random in loading it."""
+class _SeededIndex(int):
+    """Index of a sample, with the seed for loading it."""
 
     seed: int
 
 
-class _Draws:
-    """A sampler's indices as draws, counted on from the samples of the iterations before."""
+class _SeededSampler:
+    """Wrap a sampler to yield seeded indices, numbered across all iterations of the run."""
 
     def __init__(self, sampler: Sampler, runner: Runner, batch_size: int) -> None:
         self.sampler = sampler
         self.runner = runner
         self.batch_size = batch_size
 
-    def __iter__(self) -> Iterator[_Draw]:
+    def __iter__(self) -> Iterator[_SeededIndex]:
         for i, index in enumerate(self.sampler, self.runner.iter * self.batch_size):
-            draw = _Draw(index)
-            draw.seed = _seed(self.runner, SAMPLE, i)
-            yield draw
+            seeded = _SeededIndex(index)
+            seeded.seed = _seed(self.runner, SAMPLE, i)
+            yield seeded
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.sampler, name)  # batch samplers ask for the dataset, hooks set epochs
+        return getattr(self.sampler, name)  # such as dataset and set_epoch
 
 
 def _seed(runner: Runner, kind: int, number: int) -> int:
@@ -67,9 +71,9 @@ def _seed(runner: Runner, kind: int, number: int) -> int:
     return int(key.generate_state(1)[0])
 
 
-def _load(dataset: Dataset, draws: list[_Draw]) -> list:
+def _load_samples(dataset: Dataset, indices: list[_SeededIndex]) -> list:
     samples = []
-    for draw in draws:
-        set_random_seed(draw.seed)
-        samples.append(dataset[int(draw)])
+    for index in indices:
+        set_random_seed(index.seed)
+        samples.append(dataset[int(index)])
     return samples

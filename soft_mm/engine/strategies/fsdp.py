@@ -1,8 +1,8 @@
-"""Training in shards: every process keeps a part of each weight, its gradient and its averages.
+"""Fully sharded training: each rank keeps a shard of every parameter, gradient and optimizer state.
 
-ZeRO stage 3 (arXiv 1910.02054), as PyTorch's ``fully_shard`` does it. MMEngine's own FSDPStrategy
-flattens the parameters, whose shapes then no longer tell which decay, and clips each process's part
-of the gradient by a norm of its own.
+ZeRO stage 3 (arXiv 1910.02054), as implemented by PyTorch's ``fully_shard``. MMEngine's own
+FSDPStrategy flattens parameters, which hides the shapes that decide on weight decay, and clips each
+rank's shard of the gradient by the norm of that shard alone.
 """
 
 import time
@@ -30,16 +30,16 @@ from ..runner import check_resumable, checkpoint_of_this_model
 class FSDPStrategy(DDPStrategy):
     """Fully sharded data parallelism for MMEngine's FlexibleRunner.
 
-    Each block of a backbone is one unit, which is gathered only while it runs; the rest of the
-    model is another. Checkpoints hold whole tensors, as those of any other run do, so that either
-    kind of run can resume from the other's, on any number of processes. A run that is not
-    distributed can be tested, on one device without shards, but not trained.
+    Each block of a backbone is one FSDP unit, gathered only while it runs; the rest of the model is
+    another. Checkpoints contain full tensors, like those of any other run, so that sharded and
+    unsharded runs can resume from each other, with any world size. Without a launcher, a model can
+    be tested, on one device without shards, but not trained.
 
     Args:
-        **kwargs: those of MMEngine's DDPStrategy.
+        **kwargs: arguments of MMEngine's DDPStrategy.
 
     Raises:
-        RuntimeError: if a run trains without being distributed.
+        RuntimeError: if training starts without a process group.
     """
 
     def _setup_distributed(self, launcher: str = 'none', **kwargs) -> None:
@@ -49,15 +49,15 @@ class FSDPStrategy(DDPStrategy):
     def prepare(self, model: nn.Module | dict, **kwargs) -> object:
         if kwargs.get('optim_wrapper') is not None and not is_distributed():
             raise RuntimeError(
-                'FSDPStrategy trains in a distributed run, of at least one process: start it with '
-                'tools/dist_train.sh'
+                'FSDPStrategy trains only in a distributed run, which may have a single process: '
+                'start it with tools/dist_train.sh'
             )
         return super().prepare(model, **kwargs)
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         model = model.to(get_device())
         if not is_distributed():
-            return model  # to be tested on one device, which needs no shards
+            return model  # testing on one device needs no shards
         model = self.convert_model(model)
         mesh = init_device_mesh(get_device(), (get_world_size(),))
         for stage in model.modules():
@@ -75,8 +75,8 @@ class FSDPStrategy(DDPStrategy):
         extra_ckpt: dict | None = None,
         callback: Callable[[dict], None] | None = None,
     ) -> None:
-        # Every process gathers the whole tensors with the others, the first one writes them.
-        checkpoint = dict(extra_ckpt or {}, state_dict=_whole(self.model.state_dict()))
+        # Gathering full tensors takes every rank; only the main process writes them.
+        checkpoint = dict(extra_ckpt or {}, state_dict=_gather(self.model.state_dict()))
         checkpoint['meta'] = dict(
             checkpoint.get('meta', {}),
             seed=self.seed,
@@ -84,7 +84,7 @@ class FSDPStrategy(DDPStrategy):
             time=time.strftime('%Y%m%d_%H%M%S'),
         )
         if save_optimizer:
-            checkpoint['optimizer'] = _whole(self.optim_state_dict())
+            checkpoint['optimizer'] = _gather(self.optim_state_dict())
         if save_param_scheduler and hasattr(self, 'param_schedulers'):
             checkpoint['param_schedulers'] = self.scheduler_state_dict()
         if callback is not None:
@@ -110,28 +110,29 @@ class FSDPStrategy(DDPStrategy):
     def load_model_state_dict(self, state_dict: dict[str, Tensor], **kwargs) -> None:
         own = self.model.state_dict()
         super().load_model_state_dict(
-            {name: _part(tensor, own.get(name)) for name, tensor in state_dict.items()}, **kwargs
+            {name: _shard(tensor, own.get(name)) for name, tensor in state_dict.items()}, **kwargs
         )
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         groups = self.optim_wrapper.optimizer.param_groups
         parameters = [parameter for group in groups for parameter in group['params']]
         state_dict['state'] = {
-            i: apply_to(state, torch.is_tensor, lambda x, i=i: _part(x, parameters[i]))
+            i: apply_to(state, torch.is_tensor, lambda x, i=i: _shard(x, parameters[i]))
             for i, state in state_dict['state'].items()
         }
         super().load_optim_state_dict(state_dict)
 
 
-def _whole(state: dict) -> dict:
-    """Its tensors on the CPU; gathered where they lie, as a GPU's processes only gather on GPUs."""
+def _gather(state: dict) -> dict:
+    """Gather full tensors and move them to the CPU."""
+    # In this order: the process group of a GPU run only communicates between GPUs.
     return apply_to(
         state, torch.is_tensor, lambda x: (x.full_tensor() if isinstance(x, DTensor) else x).cpu()
     )
 
 
-def _part(x: Tensor, like: Tensor | None) -> Tensor:
-    """What this process keeps of it, if it keeps a part of a tensor of this shape."""
+def _shard(x: Tensor, like: Tensor | None) -> Tensor:
+    """Shard a full tensor as ``like`` is sharded; tensors of another shape stay full."""
     if isinstance(like, DTensor) and x.shape == like.shape:
         return distribute_tensor(x, like.device_mesh, like.placements)
     return x

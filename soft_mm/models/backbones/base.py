@@ -1,4 +1,4 @@
-"""What all backbones share: their stages, arguments and outputs, and what they freeze."""
+"""Base class of all backbones: stages, shared arguments, outputs and freezing."""
 
 from collections.abc import Sequence
 from inspect import Parameter, signature
@@ -16,16 +16,16 @@ from ..layers.maps import as_map
 
 
 class Stage(nn.Module):
-    """Patch embedding, position table and blocks over the tokens of one map.
+    """Patch embedding, position embedding and a sequence of blocks.
 
     Args:
-        patch_embed (nn.Module): image or map to a smaller map.
-        blocks (Sequence[nn.Module]): called with the tokens and the map's size.
-        pos_embed (nn.Module, optional): adds positions to the map.
-        norm (nn.Module, optional): of the map or class token that the backbone returns of this
-            stage; what goes on to the next one is not normed.
-        with_cp (bool): recompute each block in the backward pass instead of keeping its
-            activations.
+        patch_embed (nn.Module): downsamples the image or the previous stage's feature map.
+        blocks (Sequence[nn.Module]): blocks, called with the tokens and the feature map's size.
+        pos_embed (nn.Module, optional): adds the position embedding to the feature map.
+        norm (nn.Module, optional): norm layer for the feature map or class token that the backbone
+            returns from this stage; the next stage receives the feature map without it.
+        with_cp (bool): use activation checkpointing: recompute each block in the backward pass
+            instead of storing its activations.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Stage(nn.Module):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``(B, C_in, H_in, W_in)`` -> the map ``(B, C, H, W)``; no class token here."""
+        """``(B, C_in, H_in, W_in)`` -> feature map ``(B, C, H, W)`` and None (no class token)."""
         x = self.pos_embed(self.patch_embed(x))
         hw = x.shape[-2:]
         return as_map(self._run_blocks(x.flatten(2).mT, hw), hw), None
@@ -59,11 +59,11 @@ class Stage(nn.Module):
 
 
 class ClassTokenStage(Stage):
-    """A last stage whose blocks run over a class token and then the map's tokens.
+    """Final stage that prepends a class token to the tokens of the feature map.
 
     Args:
-        dims (int): channels of the tokens.
-        patch_embed, blocks, pos_embed, norm, with_cp: see :class:`Stage`.
+        dims (int): embed dims of the tokens.
+        *args, **kwargs: arguments of :class:`Stage`.
     """
 
     def __init__(self, dims: int, *args, **kwargs) -> None:
@@ -74,7 +74,7 @@ class ClassTokenStage(Stage):
         nn.init.trunc_normal_(self.cls_pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, C_in, H_in, W_in)`` -> the map ``(B, C, H, W)`` and the class token ``(B, C)``."""
+        """``(B, C_in, H_in, W_in)`` -> feature map ``(B, C, H, W)`` and class token ``(B, C)``."""
         x = self.pos_embed(self.patch_embed(x))
         hw = x.shape[-2:]
         cls_token = (self.cls_token + self.cls_pos_embed).expand(x.shape[0], -1, -1)
@@ -83,45 +83,45 @@ class ClassTokenStage(Stage):
 
 
 class Backbone(BaseModule):
-    """Stages, each a map smaller than the last one's, of which ``out_indices`` are returned.
+    """Base class of the backbones: a sequence of stages, of which selected ones are returned.
 
-    A subclass sets ``arch_zoo``, calls this constructor, fills ``self.stages`` with a
-    :class:`Stage` for each of its channels, and calls ``_initialise``.
+    A subclass sets ``arch_zoo`` and, in its constructor, calls this one, appends one
+    :class:`Stage` per entry of ``arch['channels']`` to ``self.stages`` and calls ``_initialise``.
 
     Args:
-        arch (str | dict): a name in the backbone's ``arch_zoo``, or a dict with the keys of its
-            entries, each a sequence with one value a stage.
-        depths (Sequence[int], optional): number of blocks of each stage, in place of the arch's.
-        img_size (int | tuple[int, int]): height and width of the images that the tables of
-            positions are made for. Images of any size are taken: the tables are resized to them.
-        in_channels (int): channels of the image.
-        drop_path_rate (float): probability of dropping, rising linearly over all blocks from 0 to
-            this value.
-        out_indices (int | Sequence[int], optional): stages to return, 0 to 3 or counted from the
-            end with negative numbers. By default all for 'featmap' and the last otherwise.
-        out_type (str): 'featmap' for maps, 'avg_featmap' for their averages, 'cls_token' for the
-            class token, where the last stage has one.
-        frozen_stages (int): -1 freezes nothing, 0 the first patch embedding, n the first n stages:
-            no gradient, and norm and dropout layers in eval mode.
-        norm_eval (bool): keep the batch norms in eval mode, their running statistics fixed.
-        with_cp (bool): recompute each block in the backward pass, for less memory.
-        init_cfg (dict, optional): MMEngine's initialisation, for instance
-            ``dict(type='Pretrained', checkpoint=…, prefix='backbone.')``. Tables of positions of
-            another size are resized.
+        arch (str | dict): name of an architecture in ``arch_zoo``, or a dict with the same keys as
+            its entries, each a sequence with one value per stage.
+        depths (Sequence[int], optional): number of blocks per stage, overriding those of ``arch``.
+        img_size (int | tuple[int, int]): input size, ``(H, W)`` or one side of a square, that the
+            position embeddings are created for. Images of any size are accepted: the embeddings
+            are resized to them.
+        in_channels (int): number of input channels.
+        drop_path_rate (float): stochastic depth rate of the last block; the rate increases
+            linearly from 0 over all blocks.
+        out_indices (int | Sequence[int], optional): indices of the stages to return; negative ones
+            count from the end. By default all stages for 'featmap', otherwise the last one.
+        out_type (str): 'featmap' returns feature maps, 'avg_featmap' their global averages and
+            'cls_token' the class token, if the last stage has one.
+        frozen_stages (int): -1 freezes nothing, 0 the first patch embedding, n the first n stages.
+            Frozen parameters get no gradient, and frozen norm and dropout layers stay in eval mode.
+        norm_eval (bool): keep batch norm layers in eval mode, with fixed running statistics.
+        with_cp (bool): use activation checkpointing in every block, which saves memory.
+        init_cfg (dict, optional): MMEngine's initialisation config, such as
+            ``dict(type='Pretrained', checkpoint=…, prefix='backbone.')``. Position embeddings and
+            relative position biases of another size are resized when loaded.
 
     Attributes:
-        out_channels (list[int]): channels of each returned map or vector.
-        out_strides (list[int]): pixels of the image, along a side, for each place of the map that
-            is returned or averaged.
+        out_channels (list[int]): channels of each output.
+        out_strides (list[int]): stride of each feature map that is returned or averaged.
 
     Raises:
-        TypeError: for an argument that the backbone does not have, with those that it has.
-        ValueError: for a value that is not one of the above, with what is allowed.
+        TypeError: if the backbone does not have an argument; lists those it has.
+        ValueError: if the value of an argument is invalid; names the allowed ones.
     """
 
     arch_zoo: dict[str, dict]
-    strides: tuple[int, ...] = (4, 8, 16, 32)  # of each stage's map
-    out_types = ('featmap', 'avg_featmap')  # and 'cls_token', if the last stage has one
+    strides: tuple[int, ...] = (4, 8, 16, 32)  # one per stage
+    out_types = ('featmap', 'avg_featmap')  # plus 'cls_token' if the last stage has a class token
 
     def __init__(
         self,
@@ -147,14 +147,12 @@ class Backbone(BaseModule):
         self.arch = self._parse_arch(arch, depths)
         self.img_size = to_2tuple(img_size)
         if len(self.img_size) != 2 or not _are_integers(self.img_size, 1):
-            raise ValueError(f'img_size must be an integer over 0 or two, got {img_size!r}')
+            raise ValueError(f'img_size must be one or two positive integers, got {img_size!r}')
         if not _are_integers([in_channels], 1):
-            raise ValueError(f'in_channels must be an integer over 0, got {in_channels!r}')
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
         self.in_channels = in_channels
         if not (isinstance(drop_path_rate, Real) and 0 <= drop_path_rate < 1):
-            raise ValueError(
-                f'drop_path_rate must be a number from 0 to below 1, got {drop_path_rate!r}'
-            )
+            raise ValueError(f'drop_path_rate must be a number in [0, 1), got {drop_path_rate!r}')
         self.drop_path_rate = drop_path_rate
         self.out_type = out_type
         self.out_indices = self._parse_out_indices(out_indices)
@@ -174,14 +172,15 @@ class Backbone(BaseModule):
         self.stages = nn.ModuleList()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Image ``(B, in_channels, H, W)`` -> one tensor for each of ``out_indices``.
+        """Images ``(B, in_channels, H, W)`` -> one tensor for each of ``out_indices``.
 
-        Maps ``(B, C, ⌈H/s⌉, ⌈W/s⌉)``, s the stride, for 'featmap', vectors ``(B, C)`` otherwise.
+        Feature maps ``(B, C, ⌈H/s⌉, ⌈W/s⌉)`` at stride s for out_type 'featmap', vectors
+        ``(B, C)`` otherwise.
         """
         if x.shape[1] != self.in_channels:
             raise ValueError(
-                f'{type(self).__name__} takes images of in_channels='
-                f'{self.in_channels}, got {x.shape[1]} channels'
+                f'{type(self).__name__} has in_channels={self.in_channels}, '
+                f'got images with {x.shape[1]} channels'
             )
         outs = []
         for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
@@ -193,28 +192,28 @@ class Backbone(BaseModule):
             elif self.out_type == 'avg_featmap':
                 outs.append(stage.norm(x).mean((2, 3)))
             else:
-                # mmcv's RoIAlign misreads, silently, a map that is not contiguous.
+                # mmcv's RoIAlign silently misreads feature maps that are not contiguous.
                 outs.append(stage.norm(x).contiguous())
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'Backbone':
-        """Set the mode of all that is not frozen."""
+        """Set the training mode, keeping frozen modules in eval mode."""
         super().train(mode)
         self._freeze()
         return self
 
     def _drop_rates(self) -> list[list[float]]:
-        """Of each block of each stage: rising linearly over all blocks."""
+        """Stochastic depth rate of every block, per stage, increasing linearly over all blocks."""
         depths = self.arch['depths']
         rates = torch.linspace(0, self.drop_path_rate, sum(depths), device='cpu').split(depths)
         return [stage.tolist() for stage in rates]
 
     def _map_size(self, stage: int) -> tuple[int, int]:
-        """Height and width of a stage's map for an image of ``img_size``."""
+        """Height and width of a stage's feature map for an image of ``img_size``."""
         return tuple(ceil_div(side, self.strides[stage]) for side in self.img_size)
 
     def _initialise(self) -> None:
-        """The last act of a constructor: the linear layers' weights, and what is frozen."""
+        """Initialise linear layers and freeze stages; call it last in a subclass's constructor."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -234,16 +233,16 @@ class Backbone(BaseModule):
                     module.eval()
 
     def _map_channels(self) -> tuple[int, ...]:
-        """Channels of all maps that ``out_indices`` can name."""
+        """Channels of every feature map that ``out_indices`` can select."""
         return self.arch['channels']
 
     def _map_strides(self) -> tuple[int, ...]:
-        """Strides of the same maps."""
+        """Strides of the same feature maps."""
         return self.strides
 
     @classmethod
     def _arguments(cls) -> list[str]:
-        """Names of all arguments, the backbone's own first."""
+        """Names of all constructor arguments, model-specific ones first."""
         own, shared = (list(signature(c.__init__).parameters.values()) for c in (cls, Backbone))
         return list(
             dict.fromkeys(
@@ -269,13 +268,12 @@ class Backbone(BaseModule):
             key: len(value) for key, value in arch.items()
         }:
             raise ValueError(
-                f'arch and depths must give a sequence of each of these lengths, '
-                f'{lengths}, got {arch}'
+                f'arch, with depths, must hold sequences of these lengths, {lengths}, got {arch}'
             )
         for key, value in arch.items():
             least = 0 if key.endswith('depths') else 1
             if not _are_integers(value, least):
-                raise ValueError(f'{key} of arch must be integers from {least} on, got {value}')
+                raise ValueError(f'{key} of arch must be integers >= {least}, got {value}')
         return {key: tuple(value) for key, value in arch.items()}
 
     def _parse_out_indices(self, out_indices: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""InLine-CSwin: injective linear attention first, cross-shaped windows of softmax last."""
+"""InLine-CSwin (arXiv 2412.06590): injective linear, then cross-shaped softmax attention."""
 
 from torch import Tensor
 
@@ -14,10 +14,10 @@ from .base import Backbone, Stage
 
 
 class InLineCSwinBlock(TransformerBlock):
-    """Pre-norm block whose attention makes its filters from the tokens before the norm."""
+    """Pre-norm block that predicts the dynamic convolution's filters from un-normalised tokens."""
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` and the map's size ``(H, W)`` -> ``(B, N, C)``."""
+        """``(B, N, C)`` and the feature map's size ``(H, W)`` -> ``(B, N, C)``."""
         x = x + self.drop_path(self.attn(self.norm1(x), hw, described=x))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -26,17 +26,18 @@ class InLineCSwinBlock(TransformerBlock):
 class InLineCSwin(Backbone):
     """CSwin transformer with injective linear attention in its first two stages.
 
-    `InLine <https://arxiv.org/abs/2412.06590>`_ in `CSwin <https://arxiv.org/abs/2107.00652>`_.
-    Stage 3 has softmax attention in stripes, stage 4 over the whole map. Each returned map has a
-    layer norm of its own, of which a classifier's checkpoint holds the last.
+    `InLine <https://arxiv.org/abs/2412.06590>`_ applied to
+    `CSwin <https://arxiv.org/abs/2107.00652>`_. Stage 3 uses softmax attention in stripes, stage 4
+    softmax attention over the full feature map. Each returned feature map has its own layer norm;
+    classification checkpoints contain only the last one.
 
     Args:
         arch (str | dict): 'tiny', 'small' or 'base', or a dict with the keys 'channels',
-            'num_heads' and 'depths' of the four stages.
-        stripe_size (int): width, in tokens, of the stripes of stage 3.
-        inline_window_size (int, optional): side of the windows of injective linear attention;
-            None for the whole map, as the released models.
-        **kwargs: what all backbones share, see :class:`Backbone`.
+            'num_heads' and 'depths', with one value per stage.
+        stripe_size (int): width of the stripes of stage 3, in tokens.
+        inline_window_size (int, optional): window size of injective linear attention, in tokens;
+            None attends over the full feature map, as the released models do.
+        **kwargs: shared arguments, see :class:`Backbone`.
     """
 
     arch_zoo = {

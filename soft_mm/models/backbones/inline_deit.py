@@ -1,4 +1,4 @@
-"""InLine-DeiT: one map, injective linear attention with a class token, and a feature pyramid."""
+"""InLine-DeiT (arXiv 2412.06590): plain vision transformer, optionally with a feature pyramid."""
 
 from torch import Tensor, nn
 
@@ -14,16 +14,18 @@ PYRAMID_STRIDES = (4, 8, 16, 32)
 class InLineDeiT(Backbone):
     """Plain vision transformer with injective linear attention in every block.
 
-    `InLine <https://arxiv.org/abs/2412.06590>`_ in `DeiT <https://arxiv.org/abs/2012.12877>`_. Its
-    only stage gives a map at stride 16, and a pyramid of four on request.
+    `InLine <https://arxiv.org/abs/2412.06590>`_ applied to
+    `DeiT <https://arxiv.org/abs/2012.12877>`_. Its only stage has a class token and returns one
+    feature map at stride 16.
 
     Args:
         arch (str | dict): 'tiny', 'small' or 'base', or a dict with the keys 'channels',
-            'num_heads' and 'depths', each a sequence of one.
-        pyramid (bool): return maps at strides 4, 8, 16 and 32, made from the one at stride 16 as in
-            `ViTDet <https://arxiv.org/abs/2203.16527>`_'s simple feature pyramid; ``out_indices``
-            are theirs then, 0 to 3.
-        **kwargs: what all backbones share, see :class:`Backbone`.
+            'num_heads' and 'depths', each a sequence of one value.
+        pyramid (bool): return feature maps at strides 4, 8, 16 and 32, computed from the one at
+            stride 16 like the simple feature pyramid of
+            `ViTDet <https://arxiv.org/abs/2203.16527>`_. ``out_indices`` then select from these
+            four maps.
+        **kwargs: shared arguments, see :class:`Backbone`.
     """
 
     out_types = ('featmap', 'avg_featmap', 'cls_token')
@@ -35,7 +37,7 @@ class InLineDeiT(Backbone):
     }
 
     def __init__(self, arch: str | dict = 'tiny', pyramid: bool = False, **kwargs) -> None:
-        self.with_pyramid = pyramid  # first, as it says which maps out_indices can name
+        self.with_pyramid = pyramid  # the base class validates out_indices with it
         super().__init__(arch, **kwargs)
         if pyramid and self.out_type != 'featmap':
             raise ValueError(f"pyramid needs out_type 'featmap', got {self.out_type!r}")
@@ -66,7 +68,7 @@ class InLineDeiT(Backbone):
                 ),
                 nn.ConvTranspose2d(dims, dims // 2, 2, 2),
                 nn.Identity(),
-                nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2)),  # rounds up
+                nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2)),  # round up
             )
             self.pyramid = nn.ModuleDict({str(i): scales[i] for i in self.out_indices})
         self._initialise()

@@ -1,4 +1,4 @@
-"""InLine-PVT: pyramid of patch embeddings, position tables and injective linear attention."""
+"""InLine-PVT (arXiv 2412.06590): pyramid vision transformer with injective linear attention."""
 
 from ...registry import MODELS
 from ..layers import InLineAttention, PatchEmbed, PositionEmbed, TransformerBlock
@@ -9,15 +9,15 @@ from .base import Backbone, Stage
 class InLinePVT(Backbone):
     """Pyramid vision transformer with injective linear attention in every block.
 
-    `InLine <https://arxiv.org/abs/2412.06590>`_ in `PVT <https://arxiv.org/abs/2102.12122>`_,
-    without its reduction of keys and values.
+    `InLine <https://arxiv.org/abs/2412.06590>`_ applied to
+    `PVT <https://arxiv.org/abs/2102.12122>`_, without its spatial reduction of keys and values.
 
     Args:
         arch (str | dict): 'tiny', 'small', 'medium' or 'large', or a dict with the keys
-            'channels', 'num_heads', 'depths' and 'mlp_ratios' (of the four stages).
-        inline_window_size (int, optional): side, in tokens, of the windows that attend within
-            themselves; None for the whole map, as the released models.
-        **kwargs: what all backbones share, see :class:`Backbone`.
+            'channels', 'num_heads', 'depths' and 'mlp_ratios', with one value per stage.
+        inline_window_size (int, optional): window size of the attention, in tokens; None attends
+            over the full feature map, as the released models do.
+        **kwargs: shared arguments, see :class:`Backbone`.
     """
 
     _pyramid = dict(channels=(64, 128, 320, 512), num_heads=(2, 4, 10, 16), mlp_ratios=(8, 8, 4, 4))

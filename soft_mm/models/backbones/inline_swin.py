@@ -1,4 +1,4 @@
-"""InLine-Swin: shifted windows, of injective linear attention first and of softmax last."""
+"""InLine-Swin (arXiv 2412.06590): shifted windows of injective linear and softmax attention."""
 
 from ...registry import MODELS
 from ..layers import (
@@ -16,19 +16,22 @@ from .base import Backbone, Stage
 class InLineSwin(Backbone):
     """Swin transformer with injective linear attention in large windows.
 
-    `InLine <https://arxiv.org/abs/2412.06590>`_ in `Swin <https://arxiv.org/abs/2103.14030>`_. The
-    first blocks of a stage are InLine's, in large windows without mask or bias for positions; the
-    others are Swin's. Every second block moves its windows by half their size. Each returned map
-    has a layer norm of its own, of which a classifier's checkpoint holds the last.
+    `InLine <https://arxiv.org/abs/2412.06590>`_ applied to
+    `Swin <https://arxiv.org/abs/2103.14030>`_. The first blocks of each stage use injective linear
+    attention in large windows, without attention mask or relative position bias; the remaining
+    ones use Swin's softmax attention. Every second block shifts its windows by half their size.
+    Each returned feature map has its own layer norm; classification checkpoints contain only the
+    last one.
 
     Args:
         arch (str | dict): 'tiny', 'small' or 'base', or a dict with the keys 'channels',
-            'num_heads', 'depths' and 'inline_depths' (InLine blocks among them) of the four stages.
-        window_size (int): side, in tokens, of the windows of softmax attention, at most that of the
-            map that an image of ``img_size`` gives.
-        inline_window_size (int, optional): side of the windows of injective linear attention;
-            None for the whole map.
-        **kwargs: what all backbones share, see :class:`Backbone`.
+            'num_heads', 'depths' and 'inline_depths' (how many of the blocks, from the first, use
+            injective linear attention), with one value per stage.
+        window_size (int): window size of softmax attention, in tokens; limited to the longer side
+            of the stage's feature map at ``img_size``.
+        inline_window_size (int, optional): window size of injective linear attention, in tokens;
+            None attends over the full feature map.
+        **kwargs: shared arguments, see :class:`Backbone`.
     """
 
     arch_zoo = {

@@ -1,4 +1,4 @@
-"""SOFT and SOFT-Norm: block -> stage -> backbone."""
+"""SOFT and SOFT-Norm (arXiv 2110.11945, 2207.03341)."""
 
 from torch import Tensor, nn
 
@@ -14,17 +14,17 @@ from ..layers import (
 )
 from .base import Backbone, ClassTokenStage, Stage
 
-RATIOS = (8, 4, 2)  # of the landmark convolution, in stages 1-3
+RATIOS = (8, 4, 2)  # downsampling from tokens to landmarks in stages 1-3
 
 
 class SOFTBlock(nn.Module):
     """Post-norm block with softmax-free attention (stages 1-3).
 
     Args:
-        attn (SOFTAttention): the attention.
-        dims (int): channels of the tokens.
-        drop (float): probability of the element-wise dropout that the authors' code has in the
-            place of stochastic depth.
+        attn (SOFTAttention): attention layer.
+        dims (int): embed dims of the tokens.
+        drop (float): rate of the element-wise dropout that the authors' code uses in place of
+            stochastic depth.
     """
 
     def __init__(self, attn: SOFTAttention, dims: int, drop: float) -> None:
@@ -36,35 +36,38 @@ class SOFTBlock(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` and the map's size ``(H, W)`` -> ``(B, N, C)``."""
+        """``(B, N, C)`` and the feature map's size ``(H, W)`` -> ``(B, N, C)``."""
         x = self.norm1(x + self.drop(self.attn(x, hw)))
         return self.norm2(x + self.drop(self.mlp(x)))
 
 
 @MODELS.register_module()
 class SOFT(Backbone):
-    """SOFT: softmax-free transformer with linear complexity.
+    """Softmax-free transformer with linear complexity.
 
-    `SOFT <https://arxiv.org/abs/2110.11945>`_ and, with ``sym_norm=True``, SOFT-Norm of
-    `Softmax-free Linear Transformers <https://arxiv.org/abs/2207.03341>`_.
+    `SOFT <https://arxiv.org/abs/2110.11945>`_ and, with ``sym_norm=True``, SOFT-Norm from
+    `Softmax-free Linear Transformers <https://arxiv.org/abs/2207.03341>`_. Stages 1-3 use
+    softmax-free attention, stage 4 softmax attention with a class token.
 
     Args:
         arch (str | dict): 'tiny', 'small', 'medium', 'large' or 'huge', or a dict with the keys
-            'channels', 'num_heads' and 'depths' (of the four stages) and 'kernel_sizes' (of the
+            'channels', 'num_heads' and 'depths' (one value per stage) and 'kernel_sizes' (of the
             values' depth-wise convolution in stages 1-3).
-        sym_norm (bool): symmetric normalisation, which makes it SOFT-Norm.
-        landmarks (str): 'conv' makes the landmarks by the papers' convolution, 'avg_pool' by
-            averages, 'random' takes random tokens (the papers' ablation).
-        num_landmarks (int, optional): at most so many a head, at any image size, which makes the
-            attention linear in the number of pixels: 49 leaves 224×224 as it is. By default they
-            grow with the image, as in the released code.
-        solver (str): 'newton' computes what 20 of Newton's iterations give, as the papers do, by
-            the fastest way; 'iteration' iterates; 'ridge' solves with K2 + 0.01·I exactly, for
-            models that are trained so.
-        alpha_scope (str): scale of the start of Newton's iteration, one a 'matrix', so that an
-            image's output does not depend on its batch; or one a 'batch', as the released
-            SOFT-Norm. They agree where the iteration has converged (at 224×224, not at 512×512).
-        **kwargs: what all backbones share, see :class:`Backbone`.
+        sym_norm (bool): normalise the attention symmetrically, which is SOFT-Norm.
+        landmarks (str): 'conv' computes landmarks with the papers' strided convolution; 'avg_pool'
+            and 'random', the papers' ablations, use average pooling or randomly drawn tokens.
+        num_landmarks (int, optional): maximum number of landmarks per head, which makes attention
+            linear in the number of pixels; 49 leaves 224×224 images unchanged. By default the
+            number grows with the image, as in the released code.
+        solver (str): 'newton' computes the result of 20 Newton iterations, as in the papers, with
+            the fastest method; 'iteration' runs the iterations; 'ridge' solves with K2 + 0.01·I
+            exactly, which changes what the model computes: use it only with weights trained or
+            fine-tuned that way.
+        alpha_scope (str): scope of the scale that Newton's iteration starts from. 'matrix' computes
+            one per matrix, so that an image's output does not depend on the rest of the batch;
+            'batch' computes one per batch, as the released SOFT-Norm does. Both agree where the
+            iteration has converged (at 224×224, not at 512×512).
+        **kwargs: shared arguments, see :class:`Backbone`.
     """
 
     out_types = ('featmap', 'avg_featmap', 'cls_token')
@@ -154,11 +157,12 @@ class SOFT(Backbone):
         self._initialise()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        # Every map must have a landmark: at stride s, a side of r takes s·(r − 1) + 1 pixels.
+        # Each stage needs a landmark, so a feature map of at least r×r tokens for its ratio r. At
+        # stride s that takes s·(r − 1) + 1 pixels per side, because strides round up.
         smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(self.strides, RATIOS))
         if any(side < smallest for side in x.shape[-2:]):
             raise ValueError(
-                f'SOFT takes images of at least {smallest}×{smallest} pixels, one '
-                f'landmark, got {x.shape[-2]}×{x.shape[-1]}'
+                f'SOFT needs images of at least {smallest}×{smallest} pixels, for one '
+                f'landmark per stage, got {x.shape[-2]}×{x.shape[-1]}'
             )
         return super().forward(x)

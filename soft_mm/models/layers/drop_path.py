@@ -2,10 +2,11 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples (arXiv 1603.09382).
+    """Stochastic depth per sample (arXiv 1603.09382).
 
     Args:
-        p (float): probability of dropping, in [0, 1). What is kept is scaled by ``1 / (1 − p)``.
+        p (float): probability of dropping a sample's residual branch, in [0, 1). The remaining
+            branches are scaled by ``1 / (1 − p)``.
     """
 
     def __init__(self, p: float) -> None:

@@ -1,8 +1,10 @@
+"""Split channels into attention heads."""
+
 from torch import Tensor
 
 
 def check_heads(dims: int, num_heads: int) -> None:
-    """That heads share the channels evenly.
+    """Check that the channels split evenly into heads.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``dims``.

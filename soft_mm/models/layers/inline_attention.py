@@ -1,3 +1,5 @@
+"""Injective linear attention of InLine (arXiv 2412.06590)."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,19 +9,18 @@ from .windows import Windows
 
 
 class InLineAttention(nn.Module):
-    """Injective linear attention and a dynamic convolution of its values.
+    """Injective linear attention plus a dynamic convolution of its values.
 
-    InLine (arXiv 2412.06590). Each map, or each window of it, makes the 3×3 filters that its values
-    are convolved with, one a channel, from the mean of its tokens.
+    InLine (arXiv 2412.06590). The convolution is 3×3 and depth-wise; its filters are predicted from
+    the mean token of each feature map or, with windows, of each window.
 
     Args:
-        dims (int): channels of the tokens.
-        num_heads (int): number of heads; divides ``dims``.
-        window_size (int, optional): side of the windows that attend within themselves; None for
-            the whole map.
-        shifted (bool): move the windows by half their size.
+        dims (int): embed dims of the tokens.
+        num_heads (int): number of heads; must divide ``dims``.
+        window_size (int, optional): window size, in tokens; None attends over the full feature map.
+        shifted (bool): shift the windows by half their size.
         lepe (bool): add CSwin's locally enhanced positional encoding (arXiv 2107.00652), a 3×3
-            depth-wise convolution of the values whose filters are learned.
+            depth-wise convolution of the values with learned filters.
     """
 
     def __init__(
@@ -47,13 +48,18 @@ class InLineAttention(nn.Module):
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, hw: tuple[int, int], described: Tensor | None = None) -> Tensor:
-        """``(B, T + N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, T + N, C)``.
+        """Attend within the feature map or within each of its windows.
 
         Args:
-            x: the tokens of the map after T others, such as a class token, which attend and are
-                attended to but are not convolved. Windows need T = 0.
-            hw: height and width of the map.
-            described: tokens of the shape of x, by default x, whose mean makes the filters.
+            x: ``(B, T + N, C)``, T extra tokens, such as a class token, followed by the ``N = H·W``
+                tokens of the feature map. Extra tokens take part in the attention but not in the
+                convolution; T must be 0 with windows.
+            hw: height and width ``(H, W)`` of the feature map.
+            described: tokens with the shape of ``x`` whose mean predicts the filters; by default
+                ``x``.
+
+        Returns:
+            ``(B, T + N, C)``.
         """
         described = x if described is None else described
         if self.window_size is None:
@@ -62,17 +68,19 @@ class InLineAttention(nn.Module):
         windows = Windows.fit(hw, self.window_size, self.shifted)
         num_tokens = windows.num_tokens(x)
         mean = windows.split(described).sum(1) / num_tokens
-        # Padding has q, k and v of zero.
+        # Pad after the projection, whose bias would make q, k and v of padding nonzero.
         qkv = windows.split(self.qkv(x))
         out, v = projected_attention(qkv, self.num_heads, num_tokens[..., None, None])
         return self.proj(windows.join(self._add_convolution(out, v, mean, windows.size)))
 
     def _add_convolution(self, out: Tensor, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
-        """To out ``(B, T + N, C)``, the convolution of v ``(B, T + N, C)`` by the filters that the
-        mean token ``(B, C)`` makes for each map or window."""
+        """Add the dynamic convolution of ``v`` to ``out``, both ``(B, T + N, C)``.
+
+        The mean tokens ``(B, C)`` predict the filters; B counts feature maps or windows.
+        """
         filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 3, 3), None
-        if self.lepe is not None:  # two convolutions of the same map are one
+        if self.lepe is not None:  # both convolve v, so adding the filters merges them
             filters, bias = filters + self.lepe.weight.squeeze(1), self.lepe.bias
-        others = v.shape[1] - hw[0] * hw[1]
-        convolved = dynamic_conv(v[:, others:], filters, hw, bias)
-        return out + (F.pad(convolved, (0, 0, others, 0)) if others else convolved)
+        num_extra = v.shape[1] - hw[0] * hw[1]
+        convolved = dynamic_conv(v[:, num_extra:], filters, hw, bias)
+        return out + (F.pad(convolved, (0, 0, num_extra, 0)) if num_extra else convolved)

@@ -1,3 +1,5 @@
+"""Landmarks of SOFT (arXiv 2110.11945)."""
+
 from math import isqrt
 
 import torch
@@ -12,18 +14,18 @@ MODES = ('conv', 'avg_pool', 'random')
 
 
 class Landmarks(nn.Module):
-    """A few tokens that stand for all of a head's.
+    """Landmarks: a small number of tokens that represent all tokens of a head.
 
-    SOFT (arXiv 2110.11945, §3.2) makes them by a convolution whose kernel is its stride, and
-    compares it with average pooling and with random tokens.
+    SOFT (arXiv 2110.11945, §3.2) computes them with a convolution whose kernel size equals its
+    stride, and compares it with average pooling and with randomly drawn tokens.
 
     Args:
-        width (int): channels of a head.
-        ratio (int): kernel and stride; a H×W map has ⌊H/ratio⌋·⌊W/ratio⌋ landmarks.
-        mode (str): 'conv', which a layer norm and GELU follow; 'avg_pool'; or 'random' for as many
-            tokens, drawn anew in each call, in eval mode too.
-        num_landmarks (int, optional): at most so many. A larger grid of 'conv' or 'avg_pool' is
-            averaged to one of ⌊√num_landmarks⌋ a side.
+        width (int): channels per head.
+        ratio (int): kernel size and stride; an H×W feature map has ⌊H/ratio⌋·⌊W/ratio⌋ landmarks.
+        mode (str): 'conv', followed by layer norm and GELU; 'avg_pool'; or 'random', which draws
+            the same number of tokens again in every call, in eval mode too.
+        num_landmarks (int, optional): maximum number of landmarks. 'conv' and 'avg_pool' average a
+            larger grid to ⌊√num_landmarks⌋ landmarks per side.
     """
 
     def __init__(
@@ -44,12 +46,12 @@ class Landmarks(nn.Module):
             self.norm = nn.LayerNorm(width)
 
     def forward(self, q: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Each head's tokens as a map of its own: ``(B, h, N, d)`` -> ``(B, h, m, d)``."""
+        """Queries ``(B, h, N, d)`` -> landmarks ``(B, h, m, d)``, for each head separately."""
         grid = [side // self.ratio for side in hw]
         if not all(grid):
             raise ValueError(
-                f'a {hw[0]}×{hw[1]} map has no landmark: it needs at least '
-                f'{self.ratio}×{self.ratio}'
+                f'the feature map must be at least {self.ratio}×{self.ratio} to have a landmark, '
+                f'got {hw[0]}×{hw[1]}'
             )
         if self.num_landmarks is not None:
             grid = [smaller(side, isqrt(self.num_landmarks)) for side in grid]
@@ -58,25 +60,25 @@ class Landmarks(nn.Module):
         maps = channels_last(as_map(q.flatten(0, 1), hw))
         maps = self.conv(maps) if self.mode == 'conv' else F.avg_pool2d(maps, self.ratio)
         if self.num_landmarks is not None:
-            maps = _averaged(maps, grid)
+            maps = _adaptive_avg_pool(maps, grid)
         tokens = maps.flatten(2).mT
         if self.mode == 'conv':
             tokens = F.gelu(self.norm(tokens))
         return tokens.unflatten(0, q.shape[:2])
 
 
-def _averaged(maps: Tensor, grid: list[int]) -> Tensor:
-    """``(B, C, H, W)`` -> ``(B, C, *grid)``: adaptive average pooling, for symbolic sizes too."""
+def _adaptive_avg_pool(maps: Tensor, grid: list[int]) -> Tensor:
+    """Adaptive average pooling that supports symbolic sizes, to ``(B, C, *grid)``."""
     sides = maps.shape[-2:]
     if not any(isinstance(side, SymInt) for side in sides):
         return maps if list(sides) == grid else F.adaptive_avg_pool2d(maps, grid)
-    # Other runtimes cannot pool to a size that varies, but they can multiply.
-    rows, columns = (_averages(side, cells, maps) for side, cells in zip(sides, grid))
+    # Other runtimes cannot pool to a dynamic size, but they can multiply matrices.
+    rows, columns = (_pooling_matrix(side, cells, maps) for side, cells in zip(sides, grid))
     return rows @ maps @ columns.mT
 
 
-def _averages(side: int, cells: int, like: Tensor) -> Tensor:
-    """A row for each cell: equal weights, which sum to 1, of its places. ``(cells, side)``."""
+def _pooling_matrix(side: int, cells: int, like: Tensor) -> Tensor:
+    """Matrix ``(cells, side)`` whose rows average the positions that fall into each cell."""
     cell = torch.arange(cells, device=like.device)[:, None]
     first, end = cell * side // cells, ceil_div((cell + 1) * side, cells)
     place = torch.arange(side, device=like.device)

@@ -4,13 +4,13 @@ from ...ops import mlp
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them.
+    """Two linear layers with a GELU in between.
 
-    ``fc1`` and ``fc2`` hold the weights and are not called: see :func:`soft_mm.ops.mlp`.
+    ``fc1`` and ``fc2`` only hold the weights; :func:`soft_mm.ops.mlp` applies them.
 
     Args:
-        dims (int): channels in and out.
-        hidden_dims (int): channels between.
+        dims (int): input and output channels.
+        hidden_dims (int): hidden channels.
         approximate (str): 'none' for the exact GELU, 'tanh' for its tanh approximation.
     """
 

@@ -2,7 +2,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm of the channels of a map ``(B, C, H, W)``, at each place by itself."""
+    """Layer norm over the channels of a feature map ``(B, C, H, W)``, at each position."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)

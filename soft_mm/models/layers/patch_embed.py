@@ -1,3 +1,5 @@
+"""Patch embeddings: downsample an image or a feature map."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,13 +9,14 @@ from .norm import LayerNorm2d
 
 
 class ConvPatchEmbed(nn.Sequential):
-    """Overlapping patch embedding: 3×3 convolutions, each with batch norm and ReLU.
+    """Overlapping patch embedding: 3×3 convolutions, each followed by batch norm and ReLU.
 
-    ``(B, in_channels, H, W)`` -> ``(B, channels[-1], ⌈H/s⌉, ⌈W/s⌉)``, s the product of strides.
+    ``(B, in_channels, H, W)`` -> ``(B, channels[-1], ⌈H/s⌉, ⌈W/s⌉)``, where s is the product of
+    ``strides``.
 
     Args:
-        in_channels (int): channels of the input.
-        channels (Sequence[int]): channels after each convolution.
+        in_channels (int): input channels.
+        channels (Sequence[int]): output channels of each convolution.
         strides (Sequence[int]): stride of each convolution.
     """
 
@@ -33,17 +36,17 @@ class ConvPatchEmbed(nn.Sequential):
 
 
 class PatchEmbed(nn.Module):
-    """One convolution and, as a rule, a layer norm of its channels.
+    """Patch embedding with one convolution, followed by layer norm unless ``norm`` is False.
 
-    ``(B, in_channels, H, W)`` -> ``(B, channels, ⌈H/s⌉, ⌈W/s⌉)``, s the stride; the input is padded
-    with zeros, right and below, to a multiple of it.
+    ``(B, in_channels, H, W)`` -> ``(B, channels, ⌈H/s⌉, ⌈W/s⌉)``, where s is the stride. The right
+    and bottom are zero-padded to a multiple of the stride.
 
     Args:
-        in_channels (int): channels of the input.
-        channels (int): channels of the output.
-        kernel_size (int): of the convolution.
-        stride (int): of the convolution.
-        norm (bool): whether there is a layer norm.
+        in_channels (int): input channels.
+        channels (int): output channels.
+        kernel_size (int): kernel size of the convolution.
+        stride (int): stride of the convolution.
+        norm (bool): add the layer norm.
     """
 
     def __init__(
@@ -59,14 +62,14 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Every 2×2 tokens become one: a layer norm of their channels, then a linear layer.
+    """Merge every 2×2 tokens into one with a layer norm and a linear layer.
 
     Swin Transformer (arXiv 2103.14030). ``(B, in_channels, H, W)`` -> ``(B, channels, ⌈H/2⌉,
-    ⌈W/2⌉)``; an odd map is padded with zeros, right and below.
+    ⌈W/2⌉)``. Odd feature maps are zero-padded at the right and bottom.
 
     Args:
-        in_channels (int): channels of the input.
-        channels (int): channels of the output.
+        in_channels (int): input channels.
+        channels (int): output channels.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -76,7 +79,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _pad_to_multiple(x, 2).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-        tokens = x.permute(0, 2, 4, 5, 3, 1).flatten(3)  # (0, 0), (1, 0), (0, 1), (1, 1) of a patch
+        # Swin's channel order: rows (0, 0), (1, 0), (0, 1), (1, 1) of each patch.
+        tokens = x.permute(0, 2, 4, 5, 3, 1).flatten(3)
         return self.reduction(self.norm(tokens)).movedim(-1, 1)
 
 

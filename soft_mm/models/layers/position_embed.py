@@ -1,3 +1,5 @@
+"""Learned absolute and relative position embeddings."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from .sizes import known
 
 
 class _Table(nn.Module):
-    """A learned table ``(1, C, H, W)``; one of another height or width is resized when it loads."""
+    """Learned table ``(1, C, H, W)``; tables of another size are resized when loaded."""
 
     def __init__(self, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -23,26 +25,27 @@ class _Table(nn.Module):
 
 
 class PositionEmbed(_Table):
-    """A learned table of positions, resized bilinearly to the map that it is added to.
+    """Learned position embedding, resized bilinearly to the feature map it is added to.
 
-    A checkpoint whose table has another height or width loads: its table is resized to this one's.
+    An embedding of another size is resized when a checkpoint is loaded.
 
     Args:
-        channels (int): channels of the map.
-        size (tuple[int, int]): height and width of the table.
+        channels (int): channels of the feature map.
+        size (tuple[int, int]): height and width of the embedding.
     """
 
-    _last: tuple[Tensor, Tensor] | None = None  # a table and what it was resized to
+    _last: tuple[Tensor, Tensor] | None = None  # the last weight and the result of resizing it
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the positions to a map ``(B, C, H, W)``."""
+        """Add the position embedding to a feature map ``(B, C, H, W)``."""
         return x + self._resized(x.shape[-2:])
 
     def _resized(self, size: torch.Size) -> Tensor:
-        """The last one again where neither table nor size has changed.
+        """Resize the embedding, reusing the last result if neither weight nor size has changed.
 
-        On a CPU, as looking at the numbers would make the host wait for a GPU, which resizes in
-        microseconds; nothing less tells, as averaged weights are written past the version counter.
+        Only a comparison of values detects every change, because averaged weights are written
+        without increasing the version counter. On a GPU, that comparison would synchronise with
+        the host, and resizing takes microseconds, so results are reused on CPU only.
         """
         if (
             torch.is_grad_enabled()
@@ -60,24 +63,24 @@ class PositionEmbed(_Table):
 
 
 class RelativePositionBias(_Table):
-    """A learned bias for each head and each offset between two tokens of a window.
+    """Learned relative position bias, per head and offset between two tokens of a window.
 
-    Swin Transformer (arXiv 2103.14030, eq. 4). A checkpoint with the table of another window size
-    loads: its table is resized to this one's.
+    Swin Transformer (arXiv 2103.14030, eq. 4). The table of another window size is resized when a
+    checkpoint is loaded.
 
     Args:
         num_heads (int): number of heads.
-        window_size (int): side of the largest window.
+        window_size (int): largest window size.
     """
 
     def __init__(self, num_heads: int, window_size: int) -> None:
         super().__init__(num_heads, (2 * window_size - 1, 2 * window_size - 1))
 
     def forward(self, size: tuple[int, int]) -> Tensor:
-        """Height and width ``(h, w)`` of a window -> ``(num_heads, h·w, h·w)``."""
+        """Window height and width ``(h, w)`` -> bias ``(num_heads, h·w, h·w)``."""
         centre = self.weight.shape[-1] // 2
         dy, dx = (torch.arange(side, device=self.weight.device) for side in size)
-        dy, dx = (centre + d[:, None] - d for d in (dy, dx))  # query less key
+        dy, dx = (centre + d[:, None] - d for d in (dy, dx))  # query minus key
         bias = self.weight[0][:, dy[:, None, :, None], dx[None, :, None, :]]
         return bias.flatten(3, 4).flatten(1, 2)
 

@@ -1,4 +1,4 @@
-"""Sizes that may be symbols, while a model is compiled or exported for images of any size."""
+"""Symbolic sizes, which occur while a model is compiled or exported for images of any size."""
 
 import torch
 from torch import SymBool, SymInt
@@ -6,15 +6,17 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def known(condition: bool | SymBool) -> bool:
-    """Whether a condition on sizes holds for all that are traced: of a number, as it is.
+    """Whether a condition on sizes is known to hold for every size of the traced graph.
 
-    ``if`` itself would bind the graph to sizes that take the same branch. What is left out where a
-    condition is known must do nothing where it holds.
+    Plain bools are returned unchanged. For a symbolic condition, ``if condition`` would specialise
+    the graph to sizes that take the same branch, whereas this returns False unless the condition
+    always holds. Code under ``if not known(condition)`` therefore also runs for sizes for which the
+    condition holds, and must be a no-op for them.
     """
     return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)
 
 
 def smaller(side: int, size: int) -> int:
-    """The smaller of two, as a symbol where the side is one: ``min`` would choose once for all."""
-    # torch.compile traces min as torch.sym_min itself, and torch.sym_min of two numbers not at all.
+    """Like ``min``, which would specialise the graph to one of the two if the side is symbolic."""
+    # torch.compile traces min as torch.sym_min, but fails on torch.sym_min of two plain integers.
     return torch.sym_min(side, size) if isinstance(side, SymInt) else min(side, size)

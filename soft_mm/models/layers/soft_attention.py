@@ -1,3 +1,5 @@
+"""Softmax-free attention of SOFT and SOFT-Norm (arXiv 2110.11945, 2207.03341)."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,13 +14,14 @@ class SOFTAttention(nn.Module):
     """Softmax-free attention with a Gaussian kernel and landmarks.
 
     SOFT (arXiv 2110.11945, §3.2) and, with ``sym_norm``, the symmetrically normalised SOFT-Norm
-    (arXiv 2207.03341, §3.3); ``soft_mm/ops/nystrom_attention`` has both formulas.
+    (arXiv 2207.03341, §3.3); ``soft_mm/ops/nystrom_attention`` documents both formulas. A
+    depth-wise convolution of the values is added to the attention.
 
     Args:
-        dims (int): channels of the tokens.
-        num_heads (int): number of heads; divides ``dims``.
-        ratio (int): of the map's sides to those of the landmarks' grid.
-        kernel_size (int): of the depth-wise convolution of the values; odd.
+        dims (int): embed dims of the tokens.
+        num_heads (int): number of heads; must divide ``dims``.
+        ratio (int): downsampling ratio from the feature map to the grid of landmarks.
+        kernel_size (int): kernel size of the values' depth-wise convolution; must be odd.
         landmarks (str), num_landmarks (int, optional): see :class:`Landmarks`.
         sym_norm (bool), solver (str), alpha_scope (str): see
             :func:`soft_mm.ops.nystrom_attention`.
@@ -59,7 +62,7 @@ class SOFTAttention(nn.Module):
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
+        """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
         q, v = self.q(x), self.v(x)
         queries, values = (split_heads(t, self.num_heads) for t in (q, v))
         queries = queries * queries.shape[-1] ** -0.25
@@ -72,10 +75,10 @@ class SOFTAttention(nn.Module):
             self.alpha_scope,
         )
         out = out.to(v.dtype).transpose(1, 2).flatten(2)
-        return self.proj(out + self._local(v, hw))
+        return self.proj(out + self._convolve(v, hw))
 
-    def _local(self, v: Tensor, hw: tuple[int, int]) -> Tensor:
-        """One filter a head, shared by its channels: ``(B, N, C)`` -> ``(B, N, C)``."""
+    def _convolve(self, v: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Convolve values ``(B, N, C)`` with one filter per head, shared by its channels."""
         filters = self.dwconv.weight.repeat_interleave(v.shape[-1] // self.num_heads, 0)
         return (
             F.conv2d(as_map(v, hw), filters, padding=self.dwconv.padding, groups=v.shape[-1])

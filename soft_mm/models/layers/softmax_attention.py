@@ -1,4 +1,4 @@
-"""Softmax attention (arXiv 1706.03762): of all tokens, in Swin's windows and in CSwin's stripes."""
+"""Softmax attention (arXiv 1706.03762) over all tokens, Swin's windows or CSwin's stripes."""
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ class SelfAttention(nn.Module):
     """Multi-head softmax attention over all tokens.
 
     Args:
-        dims (int): channels of the tokens.
-        num_heads (int): number of heads; divides ``dims``.
+        dims (int): embed dims of the tokens.
+        num_heads (int): number of heads; must divide ``dims``.
     """
 
     def __init__(self, dims: int, num_heads: int) -> None:
@@ -27,20 +27,20 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N, C)``; the map's size ``hw`` plays no part here."""
+        """``(B, N, C)`` -> ``(B, N, C)``; ``hw`` is unused."""
         return self.proj(_attend(self.qkv(x), self.num_heads))
 
 
 class WindowAttention(nn.Module):
-    """Softmax attention within windows, with a bias for relative positions.
+    """Softmax attention within windows, with a relative position bias.
 
-    Swin Transformer (arXiv 2103.14030). Padding at the border of the map is not attended to.
+    Swin Transformer (arXiv 2103.14030). Padding at the border of the feature map is masked.
 
     Args:
-        dims (int): channels of the tokens.
-        num_heads (int): number of heads; divides ``dims``.
-        window_size (int): side of the windows.
-        shifted (bool): move the windows by half their size.
+        dims (int): embed dims of the tokens.
+        num_heads (int): number of heads; must divide ``dims``.
+        window_size (int): window size, in tokens.
+        shifted (bool): shift the windows by half their size.
     """
 
     def __init__(self, dims: int, num_heads: int, window_size: int, shifted: bool) -> None:
@@ -54,13 +54,13 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
+        """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
         windows = Windows.fit(hw, self.window_size, self.shifted)
         mask = self.relative_position_bias(windows.size)[None]
         if windows.shifted:
             regions = windows.regions(x.device)
-            apart = regions[:, None, :, None] != regions[:, None, None, :]
-            mask = mask - 100.0 * apart  # as the released models do, not −∞
+            across = regions[:, None, :, None] != regions[:, None, None, :]
+            mask = mask - 100.0 * across  # the released models add −100 instead of −∞
         if windows.padded:
             mask = mask.masked_fill(~windows.real(x.device)[:, None, None, :], -torch.inf)
         if len(mask) > 1:
@@ -69,17 +69,20 @@ class WindowAttention(nn.Module):
 
 
 class CrossShapedAttention(nn.Module):
-    """Softmax attention in two branches, each with half the channels and heads.
+    """Softmax attention within cross-shaped windows.
 
-    CSwin Transformer (arXiv 2107.00652): the first attends within vertical stripes over the whole
-    height, the second within horizontal ones over the whole width; without stripes, one branch
-    attends over the whole map. The values' locally enhanced positional encoding, a 3×3 depth-wise
-    convolution, is added. Padding at the border of the map is not attended to.
+    CSwin Transformer (arXiv 2107.00652). Two branches, each with half the channels and heads,
+    attend within vertical stripes of full height and horizontal stripes of full width; without
+    stripes, a single branch attends over the full feature map. Locally enhanced positional
+    encoding, a 3×3 depth-wise convolution of the values, is added. Padding at the border of the
+    feature map is masked.
 
     Args:
-        dims (int): channels of the tokens.
-        num_heads (int): number of heads; a multiple of the number of branches, divides ``dims``.
-        stripe_size (int, optional): width of the stripes; None for the whole map.
+        dims (int): embed dims of the tokens.
+        num_heads (int): number of heads; must divide ``dims`` and be a multiple of the number of
+            branches.
+        stripe_size (int, optional): width of the stripes, in tokens; None attends over the full
+            feature map.
     """
 
     def __init__(self, dims: int, num_heads: int, stripe_size: int | None) -> None:
@@ -101,7 +104,7 @@ class CrossShapedAttention(nn.Module):
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` and the map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
+        """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
         shapes = [hw]
         if self.stripe_size is not None:
             height, width = (smaller(side, self.stripe_size) for side in hw)
@@ -114,7 +117,7 @@ class CrossShapedAttention(nn.Module):
         return self.proj(torch.cat(outs, dim=-1))
 
     def _branch(self, qkv: Tensor, windows: Windows, lepe: nn.Module) -> Tensor:
-        """``(B, N, 3·c)`` -> ``(B, N, c)``."""
+        """Attention and positional encoding of one branch: ``(B, N, 3·c)`` -> ``(B, N, c)``."""
         mask = None
         if windows.padded:
             mask = windows.real(qkv.device)[:, None, None, :].repeat(len(qkv), 1, 1, 1)
@@ -125,6 +128,6 @@ class CrossShapedAttention(nn.Module):
 
 
 def _attend(qkv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
-    """``(B, N, 3·C)`` and a mask that broadcasts to ``(B, h, N, N)`` -> ``(B, N, C)``."""
+    """qkv ``(B, N, 3·C)`` and a mask that broadcasts to ``(B, h, N, N)`` -> ``(B, N, C)``."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)

@@ -5,14 +5,15 @@ from .mlp import MLP
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block around any attention.
+    """Pre-norm transformer block with any attention layer.
 
     Args:
-        attn (nn.Module): attention; called with the normed tokens and what else the block is given.
-        dims (int): channels of the tokens.
-        mlp_ratio (int): hidden channels of the MLP, as a multiple of ``dims``.
-        drop_path (float): probability of dropping a residual branch.
-        eps (float): of the layer norms.
+        attn (nn.Module): attention layer, called with the normalised tokens and the block's other
+            arguments.
+        dims (int): embed dims of the tokens.
+        mlp_ratio (int): ratio of the MLP's hidden channels to ``dims``.
+        drop_path (float): stochastic depth rate.
+        eps (float): epsilon of the layer norms.
     """
 
     def __init__(

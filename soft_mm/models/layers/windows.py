@@ -1,4 +1,4 @@
-"""Cutting a map into windows and putting it together again."""
+"""Partition of feature maps into windows, with padding and cyclic shift."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,15 @@ from .sizes import known, smaller
 
 @dataclass(frozen=True)
 class Windows:
-    """Equal windows over a map of any size, which is padded right and below to whole ones.
+    """Partition of a feature map of any size into equal windows.
+
+    The feature map is padded at the right and bottom to a multiple of the window size.
 
     Attributes:
-        hw (tuple[int, int]): height and width of the map.
+        hw (tuple[int, int]): height and width of the feature map.
         size (tuple[int, int]): height and width of a window.
-        shift (tuple[int, int]): how far the windows are moved down and right; what leaves the map
-            on one side belongs to the window on the other (Swin's cyclic shift).
+        shift (tuple[int, int]): Swin's cyclic shift: how far the windows move down and right,
+            wrapping around at the border.
     """
 
     hw: tuple[int, int]
@@ -28,8 +30,8 @@ class Windows:
 
     @classmethod
     def fit(cls, hw: tuple[int, int], size: int, shifted: bool) -> 'Windows':
-        """Square windows, moved by half their size if ``shifted``; the map where it is smaller."""
-        # (side − 1) // size is 0 where one window takes the whole side.
+        """Square windows, shifted by half their size if ``shifted``, but no larger than the map."""
+        # (side − 1) // size is 0 if one window covers the side, which then needs no shift.
         return cls(
             hw,
             tuple(smaller(side, size) for side in hw),
@@ -37,7 +39,7 @@ class Windows:
         )
 
     def split(self, x: Tensor) -> Tensor:
-        """``(B, H·W, C)`` -> ``(B·number of windows, h·w, C)``, padded with zeros."""
+        """Partition: ``(B, H·W, C)`` -> ``(B·number of windows, h·w, C)``, zero-padded."""
         (h, w), (rows, columns) = self.size, self._grid
         x = x.unflatten(1, self.hw)
         if self.padded:
@@ -48,7 +50,7 @@ class Windows:
         return x.flatten(3, 4).flatten(0, 2)
 
     def join(self, windows: Tensor) -> Tensor:
-        """The inverse of ``split``: ``(B·number of windows, h·w, C)`` -> ``(B, H·W, C)``."""
+        """Inverse of ``split``: ``(B·number of windows, h·w, C)`` -> ``(B, H·W, C)``."""
         x = windows.unflatten(1, self.size).unflatten(0, (-1, *self._grid))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if self.shifted:
@@ -56,25 +58,25 @@ class Windows:
         return x[:, : self.hw[0], : self.hw[1]].flatten(1, 2)
 
     def num_tokens(self, x: Tensor) -> Tensor:
-        """How many tokens of a batch of maps ``(B, H·W, C)`` each window has: ``(windows, 1)``."""
+        """Number of tokens, without padding, in each window of ``x``: ``(B·windows, 1)``."""
         return self.split(torch.ones(*x.shape[:2], 1, device=x.device)).sum(1)
 
     def real(self, device: torch.device) -> Tensor:
-        """Which tokens are no padding, the same for each map: ``(windows of a map, h·w)``."""
+        """Mask of the tokens that are not padding: ``(windows of one feature map, h·w)``."""
         return self.split(torch.ones(1, self.hw[0] * self.hw[1], 1, device=device))[..., 0] > 0
 
     def regions(self, device: torch.device) -> Tensor:
-        """A number for each part of the map that the shift leaves whole: ``(windows, h·w)``.
+        """Region index of each token: ``(windows of one feature map, h·w)``.
 
-        Tokens of one window whose numbers differ are neighbours only by the cyclic shift.
+        Tokens of one window with different indices are adjacent only because of the cyclic shift.
         """
         sides = []
         for rows, size, shift in zip(self._grid, self.size, self.shift):
             position = torch.arange(rows * size, device=device)
             sides.append((position >= shift).long())
         regions = 2 * sides[0][:, None] + sides[1]
-        whole = Windows(tuple(regions.shape), self.size, self.shift)
-        return whole.split(regions.flatten()[None, :, None])[..., 0]
+        padded = Windows(tuple(regions.shape), self.size, self.shift)
+        return padded.split(regions.flatten()[None, :, None])[..., 0]
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -82,22 +84,22 @@ class Windows:
 
     @property
     def shifted(self) -> bool:
-        """Whether the windows may be moved."""
+        """Whether the windows are shifted, or may be if sizes are symbolic."""
         return not all(known(shift == 0) for shift in self.shift)
 
     @property
     def padded(self) -> bool:
-        """Whether some tokens of the windows may be padding."""
+        """Whether the windows contain padding, or may if sizes are symbolic."""
         return not all(known(side % size == 0) for side, size in zip(self.hw, self.size))
 
 
 def _roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
-    """The maps ``(B, H, W, C)`` moved down and right, at most around once."""
+    """Cyclically shift feature maps ``(B, H, W, C)`` down and right, by up to their size."""
     if not is_exporting():
         return x.roll(shift, (1, 2))
-    # ONNX has no roll, and no remainder, by a number that depends on the image's size.
+    # ONNX can neither roll nor compute a remainder by a number that depends on the image size.
     source = (
-        torch.arange(side, device=x.device) - moved for side, moved in zip(x.shape[1:3], shift)
+        torch.arange(side, device=x.device) - offset for side, offset in zip(x.shape[1:3], shift)
     )
-    rows, columns = (torch.where(place < 0, place + place.shape[0], place) for place in source)
+    rows, columns = (torch.where(i < 0, i + i.shape[0], i) for i in source)
     return x[:, rows][:, :, columns]

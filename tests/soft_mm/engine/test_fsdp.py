@@ -12,13 +12,13 @@ def strategy(tmp_path):
     return FSDPStrategy(work_dir=str(tmp_path), env_kwargs=dict(launcher='none'))
 
 
-def test_one_process_alone_is_told_how_to_start(strategy):
+def test_training_without_a_launcher_raises(strategy):
     optim_wrapper = dict(optimizer=dict(type='SGD', lr=1.0))
-    with pytest.raises(RuntimeError, match='trains in a distributed run.*tools/dist_train.sh'):
+    with pytest.raises(RuntimeError, match='only in a distributed run.*tools/dist_train.sh'):
         strategy.prepare(nn.Linear(1, 1), optim_wrapper=optim_wrapper)
 
 
-def test_one_process_alone_may_test(strategy):
+def test_testing_without_a_launcher(strategy):
     model = nn.Linear(1, 1)
     strategy.prepare(model)
     assert strategy.model is model

@@ -1,4 +1,4 @@
-"""Processes of a distributed run, started by torchrun."""
+"""The process group of a distributed run, started by torchrun."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-# What tools/train.py does, with the least model; like a runner's, it is part of a cycle.
+# What tools/train.py does, with a minimal model in a reference cycle like that of a runner.
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -41,16 +41,16 @@ with process_group(cfg):
     runner['self'] = runner
     rank = distributed.get_rank()
     wrapper(torch.full((1, 2), float(rank))).sum().backward()
-    assert wrapper.module.layer.weight.grad.tolist() == [[0.5, 0.5]]  # of 0 and 1
+    assert wrapper.module.layer.weight.grad.tolist() == [[0.5, 0.5]]  # mean over ranks 0 and 1
     assert threads()
     del wrapper, runner
 assert not distributed.is_initialized()
-sys.stdout.write(f'threads left: {threads()}\\n')  # at once: the other process writes too
+sys.stdout.write(f'threads left: {threads()}\\n')  # in one write: both ranks share stdout
 """
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 6), reason="this torch's threads have no names")
-def test_nothing_of_the_process_group_is_left(tmp_path):
+def test_process_group_leaves_no_threads(tmp_path):
     (tmp_path / 'script.py').write_text(SCRIPT)
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""What all backbones share, on a small one of each family."""
+"""Behaviour shared by all backbones, tested on a small model of each family."""
 
 import copy
 import re
@@ -43,12 +43,12 @@ def strides(family: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize('size', [(64, 64), (29, 29), (97, 45), (29, 224), (130, 131)])
 def test_any_size(family, size):
-    """Maps of the sizes that the strides say, and a gradient for every parameter."""
+    """Feature maps have the sizes of their strides, and every parameter has a gradient."""
     model = build(family)
     maps = model(image(2, 3, *size))
     for m, channels, stride in zip(maps, model.out_channels, strides(family), strict=True):
         assert m.shape == (2, channels, *(-(-side // stride) for side in size))
-        assert m.is_contiguous()  # mmcv's RoIAlign reads it as if it were
+        assert m.is_contiguous()  # mmcv's RoIAlign assumes it
     sum(m.square().mean() for m in maps).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -59,10 +59,10 @@ def test_one_pixel(family):
     assert all(m.shape[-2:] == (1, 1) for m in build(family)(image(1, 3, 1, 1)))
 
 
-def test_other_images(family):
+def test_in_channels_img_size_and_batch(family):
     model = build(family, in_channels=4, img_size=(96, 48)).eval()
     assert all(m.isfinite().all() for m in model(image(1, 4, 64, 64)))
-    with torch.no_grad():  # an image does not depend on its batch
+    with torch.no_grad():  # an output does not depend on the rest of the batch
         x = image(2, 4, 96, 48)
         for alone, together in zip(model(x[:1]), model(x)):
             torch.testing.assert_close(alone, together[:1], rtol=1e-4, atol=1e-4)
@@ -88,7 +88,7 @@ def test_class_token(family):
     model = build(family, out_type='cls_token').eval()
     (token,) = model(x)
     assert token.shape == (2, model.out_channels[-1])
-    with torch.no_grad():  # it goes through the same blocks and norm as the map
+    with torch.no_grad():  # class token and feature map share blocks and norm
         model.stages[-1].cls_token += 1
         assert not torch.equal(model(x)[0], token)
         maps = build(family).eval()
@@ -157,7 +157,7 @@ def test_with_cp_has_the_same_values_and_gradients(family, drop_path_rate):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_drop_path_rises_over_all_blocks(family):
+def test_drop_path_rate_increases_over_all_blocks(family):
     model = build(family, drop_path_rate=0.5)
     rates = [
         block.drop.p if hasattr(block, 'drop') else block.drop_path.p
@@ -172,7 +172,7 @@ def test_drop_path_rises_over_all_blocks(family):
 
 
 @pytest.mark.parametrize('family', ['SOFT', 'InLineDeiT', 'InLinePVT'])
-def test_init_cfg_resizes_position_tables(family, tmp_path):
+def test_init_cfg_resizes_position_embeddings(family, tmp_path):
     source = build(family, img_size=64)
     state = {f'backbone.{name}': t for name, t in source.state_dict().items()}
     torch.save(dict(state_dict=state, meta={}), tmp_path / 'checkpoint.pth')
@@ -191,18 +191,18 @@ def test_init_cfg_resizes_position_tables(family, tmp_path):
         torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
     stride = strides(family)[0]
     assert model.stages[0].pos_embed.weight.shape[-2:] == (96 // stride, 160 // stride)
-    # A table of the image's own size and one resized on the fly are the same thing.
+    # An embedding resized when loaded equals one resized in the forward pass.
     x = image(1, 3, 96, 160)
     torch.testing.assert_close(model.eval()(x), source.eval()(x))
 
 
-def test_window_tables_resize():
-    """Windows of 2 tokens, then of 4; one no larger than the map of an image of ``img_size``."""
+def test_relative_position_bias_is_resized():
+    """From window size 2 to 4, which is limited to the feature map's size, 2, in stage 4."""
     source, model = build('InLineSwin'), build('InLineSwin', window_size=4)
     names = [name for name in source.state_dict() if 'relative_position_bias' in name]
     model.load_state_dict(source.state_dict(), strict=True)
     sides = {name: model.state_dict()[name].shape[-1] for name in names}
-    assert set(sides.values()) == {7, 3}  # 4 tokens in stage 3, 2 in stage 4
+    assert set(sides.values()) == {7, 3}  # window size 4 in stage 3, 2 in stage 4
     for name, side in sides.items():
         expected = nn.functional.interpolate(
             source.state_dict()[name], (side, side), mode='bilinear'
@@ -233,12 +233,12 @@ def test_autocast(family, dtype):
         (dict(frozen_stages=5), 'from -1 to ., got 5'),
     ],
 )
-def test_bad_arguments(family, kwargs, message):
+def test_invalid_arguments(family, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(family, **kwargs)
 
 
-def test_the_archs_and_arguments_there_are(family):
+def test_errors_list_the_archs_and_arguments(family):
     cls = getattr(soft_mm, family)
     for arch in 'giant', 3, None, ['tiny']:
         with pytest.raises(ValueError, match=re.escape(f'arch must be one of {[*cls.arch_zoo]}')):
@@ -263,6 +263,6 @@ def test_the_archs_and_arguments_there_are(family):
         ('InLineSwin', dict(inline_window_size=0), 'window_size must be None or at least 1, got 0'),
     ],
 )
-def test_bad_arguments_of_a_family(family, kwargs, message):
+def test_invalid_model_specific_arguments(family, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(family, **kwargs)

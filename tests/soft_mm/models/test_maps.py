@@ -1,4 +1,4 @@
-"""Maps lie as tokens do, channels last: convolutions and norms between them copy nothing."""
+"""Feature maps stay channels last, the layout of tokens, so that conversions copy nothing."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from soft_mm.models.layers.maps import as_map
 
 
 @pytest.mark.parametrize('batch', [1, 2])
-def test_convolutions_see_that_tokens_are_channels_last(batch):
+def test_convolutions_treat_tokens_as_channels_last(batch):
     tokens, weight = torch.randn(batch, 6 * 10, 8), torch.randn(4, 8, 3, 3)
     maps = as_map(tokens, (6, 10))
     assert maps.data_ptr() == tokens.data_ptr()
@@ -21,19 +21,19 @@ def test_convolutions_see_that_tokens_are_channels_last(batch):
 
 @pytest.mark.parametrize('batch', [1, 2])
 @pytest.mark.parametrize('backbone', [soft_mm.SOFT, soft_mm.InLinePVT])
-def test_patch_embeddings_make_channels_last(backbone, batch):
-    made = []
+def test_patch_embeddings_output_channels_last(backbone, batch):
+    outs = []
     model = backbone('tiny').eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups == 1:
-            module.register_forward_hook(lambda module, args, out: made.append(out))
+            module.register_forward_hook(lambda module, args, out: outs.append(out))
     with torch.no_grad():
         model(torch.randn(batch, 3, 64, 96))
-    assert len(made) >= 4
-    assert all(out.stride(1) == 1 for out in made)
+    assert len(outs) >= 4
+    assert all(out.stride(1) == 1 for out in outs)
 
 
-def test_an_image_of_channels_first_is_taken():
+def test_patch_embed_accepts_channels_first_images():
     layer, image = PatchEmbed(3, 8, 4, 4), torch.randn(2, 3, 10, 9)
     expected = F.layer_norm(layer.proj(F.pad(image, (0, 3, 0, 2))).permute(0, 2, 3, 1), (8,))
     torch.testing.assert_close(layer(image), expected.permute(0, 3, 1, 2))

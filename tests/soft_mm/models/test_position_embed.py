@@ -1,4 +1,4 @@
-"""The resized table that is kept between images is that of the weights and the size at hand."""
+"""The reused result of resizing always matches the current weights and size."""
 
 import copy
 
@@ -25,20 +25,20 @@ def check(layer: PositionEmbed, height: int, width: int) -> None:
 
 
 @torch.no_grad()
-def test_every_size_and_every_change_of_the_weights_counts(layer):
+def test_resizes_again_for_another_size_or_changed_weights(layer):
     for size in [(9, 5), (9, 5), (20, 30), (9, 5), (7, 5)]:
         check(layer, *size)
     layer.weight.mul_(2)
     check(layer, 7, 5)
     check(layer, 9, 5)
-    layer.weight.data.mul_(2)  # as averaged weights are written
+    layer.weight.data.mul_(2)  # does not increase the version counter
     check(layer, 9, 5)
     layer.load_state_dict(dict(weight=torch.ones(1, 8, 7, 5)))
     check(layer, 9, 5)
     check(copy.deepcopy(layer).double().float(), 9, 5)
 
 
-def test_one_resize_for_many_images_and_its_gradient_in_training(layer, monkeypatch):
+def test_resizes_once_in_inference_and_with_gradient_in_training(layer, monkeypatch):
     resized = []
     interpolate = F.interpolate
     monkeypatch.setattr(

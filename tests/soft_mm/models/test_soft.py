@@ -18,7 +18,7 @@ def image(*size: int) -> torch.Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(0))
 
 
-# REFERENCE: millions of parameters, with the head of 1000 classes.
+# REFERENCE: parameters in millions, with a head for 1000 classes.
 @pytest.mark.parametrize(
     ('arch', 'params'),
     [('tiny', 13.07), ('small', 24.11), ('medium', 45.81), ('large', 64.70), ('huge', 87.11)],
@@ -39,13 +39,13 @@ def test_archs(arch, params, sym_norm):
 
 
 @pytest.mark.parametrize('size', [(28, 64), (64, 28), (1, 1)])
-def test_too_small_for_a_landmark(size):
+def test_images_without_a_landmark_are_rejected(size):
     with pytest.raises(ValueError, match=rf'at least 29×29.*got {size[0]}×{size[1]}'):
         build()(torch.zeros(1, 3, *size))
 
 
-def test_an_image_does_not_depend_on_its_batch():
-    """Not even where the iteration is far from converged: many landmarks, almost the same."""
+def test_output_does_not_depend_on_the_batch():
+    """Even with many similar landmarks, where the iteration is far from converged."""
     x = image(2, 3, 256, 256)
     x[1] *= 0.01
     model = build().eval()
@@ -70,8 +70,8 @@ def test_norm_eval():
     assert all(m.num_batches_tracked == 1 for m in free.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_padding_does_not_break_it():
-    """A detection batch is padded with zeros, which makes many identical landmarks."""
+def test_zero_padding_gives_finite_outputs():
+    """Detection batches are zero-padded, which yields many identical landmarks."""
     x = image(2, 3, 192, 192)
     x[:, :, 60:] = 0
     maps = build()(x)
@@ -79,14 +79,14 @@ def test_padding_does_not_break_it():
     assert all(m.isfinite().all() for m in maps)
 
 
-def test_a_cap_leaves_224_as_it_is():
-    """And its weights are those of a model without."""
-    free, capped = build(img_size=224).eval(), build(img_size=224, num_landmarks=49).eval()
-    capped.load_state_dict(free.state_dict(), strict=True)
+def test_49_landmarks_leave_224x224_unchanged():
+    """A limited model also loads the weights of an unlimited one."""
+    unlimited, limited = build(img_size=224).eval(), build(img_size=224, num_landmarks=49).eval()
+    limited.load_state_dict(unlimited.state_dict(), strict=True)
     with torch.no_grad():
         for size, same in ((224, True), (288, False)):
             x = image(1, 3, size, size)
-            maps, others = free(x), capped(x)
+            maps, others = unlimited(x), limited(x)
             assert all(torch.equal(m, o) for m, o in zip(maps, others)) == same
 
 
@@ -107,8 +107,8 @@ def test_options_train_on_any_size(kwargs):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_solvers_are_ways_to_one_function():
-    """'iteration' and 'newton' agree where matrices are large enough to go another way."""
+def test_newton_and_iteration_agree():
+    """On matrices large enough that 'newton' does not run the iteration."""
     x = image(1, 3, 448, 448)
     with torch.no_grad():
         ours, theirs = (build(solver=solver).eval()(x) for solver in ('newton', 'iteration'))

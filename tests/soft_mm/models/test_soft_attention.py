@@ -7,8 +7,8 @@ from soft_mm.models.layers.landmarks import Landmarks
 from soft_mm.ops import nystrom_attention
 
 
-def test_layer_follows_its_description():
-    """Landmarks from each head's map, and one filter a head over the values."""
+def test_layer_matches_its_definition():
+    """Each head has its own landmarks and one convolution filter, shared by its channels."""
     torch.manual_seed(0)
     layer = SOFTAttention(dims=12, num_heads=3, ratio=2, kernel_size=3).double()
     x, (h, w) = torch.randn(2, 20, 12).double(), (5, 4)
@@ -35,7 +35,7 @@ def test_sums_over_many_tokens_do_not_overflow_half_precision():
     layer = SOFTAttention(dims=8, num_heads=1, ratio=64, kernel_size=3)
     with torch.no_grad():
         layer.v.weight.zero_()
-        layer.v.bias.fill_(100.0)  # 4096 tokens of 100: over fp16's 65504
+        layer.v.bias.fill_(100.0)  # 4096 tokens of 100 exceed fp16's maximum, 65504
     with torch.autocast('cpu', torch.float16):
         assert layer(torch.randn(1, 4096, 8), (64, 64)).isfinite().all()
 
@@ -45,11 +45,11 @@ def test_arguments_are_checked():
         SOFTAttention(10, 3, 2, 3)
     with pytest.raises(ValueError, match="matrix', 'batch'.*'image'"):
         SOFTAttention(8, 2, 2, 3, alpha_scope='image')
-    with pytest.raises(ValueError, match='3×9 map has no landmark.*at least 4×4'):
+    with pytest.raises(ValueError, match='at least 4×4 to have a landmark, got 3×9'):
         SOFTAttention(8, 2, 4, 3)(torch.zeros(1, 27, 8), (3, 9))
 
 
-def test_averaged_and_random_landmarks():
+def test_avg_pool_and_random_landmarks():
     q, hw = torch.randn(2, 3, 30, 4), (5, 6)
     averaged = Landmarks(4, 2, 'avg_pool')(q, hw)
     assert averaged.shape == (2, 3, 6, 4)
@@ -65,19 +65,19 @@ def test_averaged_and_random_landmarks():
 
 
 @pytest.mark.parametrize('mode', ['conv', 'avg_pool', 'random'])
-def test_a_cap_on_the_landmarks(mode):
-    """At most so many at any size, the same ones where there are not more."""
+def test_num_landmarks(mode):
+    """The limit holds at any size and changes nothing if there are no more landmarks anyway."""
     torch.manual_seed(0)
-    free, capped = Landmarks(4, 2, mode), Landmarks(4, 2, mode, num_landmarks=10)
-    capped.load_state_dict(free.state_dict(), strict=True)
+    unlimited, limited = Landmarks(4, 2, mode), Landmarks(4, 2, mode, num_landmarks=10)
+    limited.load_state_dict(unlimited.state_dict(), strict=True)
     for hw, m in (((6, 6), 9), ((7, 6), 9), ((4, 40), 6), ((60, 50), 9)):
         q = torch.randn(1, 2, hw[0] * hw[1], 4)
-        assert capped(q, hw).shape == (1, 2, m, 4)
+        assert limited(q, hw).shape == (1, 2, m, 4)
         if hw == (6, 6) and mode != 'random':
-            torch.testing.assert_close(capped(q, hw), free(q, hw), rtol=0, atol=0)
-    if mode == 'avg_pool':  # the average of all tokens is that of the landmarks' averages
+            torch.testing.assert_close(limited(q, hw), unlimited(q, hw), rtol=0, atol=0)
+    if mode == 'avg_pool':  # the mean of the landmarks is the mean of all tokens
         torch.testing.assert_close(
-            capped(q, hw).mean(2)[..., 0], q.mean(2)[..., 0], atol=2e-2, rtol=0
+            limited(q, hw).mean(2)[..., 0], q.mean(2)[..., 0], atol=2e-2, rtol=0
         )
 
 

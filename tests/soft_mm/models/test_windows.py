@@ -1,7 +1,7 @@
-"""Attention in windows and stripes, on maps that they do not fit.
+"""Attention in windows and stripes, on feature maps that are not a multiple of their size.
 
-Each layer is compared with what its definition gives for one group of real tokens after another,
-found by their positions alone.
+The reference applies each layer's definition to one group of tokens at a time, without padding;
+groups follow from the positions of the tokens.
 """
 
 import itertools
@@ -49,9 +49,9 @@ def test_split_and_join(hw, shift):
 
 
 def places(side: int, size: int, shifted: bool) -> list[tuple[int, int, bool]]:
-    """Of each position: its window, its place in it, and whether only the shift brought it there.
+    """Window, position in the window and whether it wrapped around, for each position of a side.
 
-    Windows of ``size`` on a side that is padded to a multiple of it, moved by half of it.
+    The side is padded to a multiple of ``size``; shifted windows move by half of it.
     """
     size = min(side, size)
     shift = size // 2 if shifted and side > size else 0
@@ -62,7 +62,10 @@ def places(side: int, size: int, shifted: bool) -> list[tuple[int, int, bool]]:
 
 
 def groups(hw: tuple[int, int], shifted: bool, keep_apart: bool) -> list[tuple[list, list]]:
-    """For each window: the tokens in it, by index, and their places ``(row, column)``."""
+    """Indices and positions ``(row, column)`` of the tokens of each window.
+
+    ``keep_apart`` separates tokens that wrapped around from the others.
+    """
     found: dict = {}
     axes = (places(side, SIZE, shifted) for side in hw)
     for i, ((wy, y, ay), (wx, x, ax)) in enumerate(itertools.product(*axes)):
@@ -77,7 +80,7 @@ def heads(x: Tensor) -> Tensor:
 
 
 def convolved(v: Tensor, where: list, filters: Tensor) -> Tensor:
-    """``(B, n, C)`` at their places, 3×3 filters ``(B, C, 3, 3)`` -> ``(B, n, C)``."""
+    """Convolve values ``(B, n, C)`` at positions ``where`` with filters ``(B, C, 3, 3)``."""
     out = torch.zeros_like(v)
     for (i, (y, x)), (j, (ky, kx)) in itertools.product(enumerate(where), repeat=2):
         if max(abs(ky - y), abs(kx - x)) <= 1:
@@ -151,7 +154,7 @@ def test_stripes(hw, stripe_size):
     torch.testing.assert_close(layer(x, hw), layer.proj(torch.cat(outs, -1)))
 
 
-def test_a_class_token_attends_and_is_not_convolved():
+def test_class_token_attends_but_is_not_convolved():
     layer, hw = make(InLineAttention), (3, 5)
     x = torch.cat((tokens((1, 1)), tokens(hw)), 1)
     q, k, v = layer.qkv(x).chunk(3, -1)
