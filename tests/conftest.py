@@ -3,8 +3,6 @@
 import argparse
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,13 @@ LOADERS = ('train', 'val', 'test')
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read where Triton is imported
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """With pytest-xdist, one worker runs all tests that need the GPU, as its memory is shared."""
+    for item in items:
+        if item.get_closest_marker('gpu'):
+            item.add_marker(pytest.mark.xdist_group('gpu'))
 
 
 @pytest.fixture
@@ -56,20 +61,6 @@ def shared():
 @pytest.fixture(scope='session')
 def golden(shared) -> Path:
     return shared('golden')
-
-
-@pytest.fixture(scope='session')
-def run_tool():
-    """Run a command of tools/ in a process of its own, from the root of the checkout."""
-
-    def run(script: str, *args, check: bool = True) -> subprocess.CompletedProcess:
-        command = [sys.executable, f'tools/{script}', *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        if check:
-            assert done.returncode == 0, f'{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
-        return done
-
-    return run
 
 
 @pytest.fixture(scope='session')

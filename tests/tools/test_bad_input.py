@@ -562,7 +562,7 @@ def test_command(command, message, fork_tool, tmp_path):
     ],
 )
 def test_backend(backend, options, message, run_tool, monkeypatch, tmp_path):
-    """In processes of their own: the switch is read once."""
+    """In fresh interpreters, as SOFT_MM_BACKEND is read once, on import."""
     monkeypatch.setenv('SOFT_MM_BACKEND', backend)
     done = run_tool(
         'train.py',
@@ -573,6 +573,7 @@ def test_backend(backend, options, message, run_tool, monkeypatch, tmp_path):
         *classifier(tmp_path / 'data'),
         *options,
         check=False,
+        fresh=True,
     )
     assert done.returncode == 1
     assert message in done.stderr[done.stderr.rindex('Error: ') :]

@@ -167,7 +167,7 @@ def test_settings_are_no_danger(states, run_tool, tmp_path, monkeypatch):
     torch.save(
         dict(model=states['inline-pvt-t'], config=settings, epoch=299), tmp_path / 'theirs.pth'
     )
-    run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth', fresh=True)
     assert (tmp_path / 'ours.pth').exists()
 
 

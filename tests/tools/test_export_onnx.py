@@ -75,6 +75,7 @@ def test_numbers(run_tool, parse_options, tmp_path, name):
         tmp_path / 'weights.pth',
         '--cfg-options',
         *options,
+        fresh=True,
     )
     assert len(re.findall(r'agrees with PyTorch to \S+e-0[4-9] ', done.stdout)) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ['model.onnx', 'weights.pth']
