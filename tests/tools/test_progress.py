@@ -48,6 +48,8 @@ TOOLS = {
             '64x64',
             '--repeats',
             '1',
+            '--seconds',
+            '0',
             '--turns',
             '1',
         ],

@@ -74,7 +74,6 @@ CASES = {
     'ConvNeXt-T': Case(dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), 'mmpretrain'),
 }
 MODES = ('forward', 'training step')
-MORE_UNTIL = 3000.0  # milliseconds that the runs of a case take at least
 LONG = 1000.0  # milliseconds from which on a case has one turn
 AGREE = 1e-2  # of the largest value of a map, to the reference way
 
@@ -109,7 +108,9 @@ def build(case: Case) -> nn.Module:
     return model
 
 
-def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: int) -> dict:
+def measure(
+    name: str, size: tuple[int, int], mode: str, device: str, repeats: int, seconds: float
+) -> dict:
     """Run one case in this process."""
     case = CASES[name]
     model = build(case).to(device)
@@ -128,7 +129,7 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
     model.zero_grad()
     memory = peak_memory(step, device)
     times = []
-    while len(times) < repeats or sum(times) < MORE_UNTIL:
+    while len(times) < repeats or sum(times) < 1e3 * seconds:
         times.append(milliseconds(step, device))
     result = Measured(name, size, mode, times, memory)
     if case.baseline and mode == 'forward':
@@ -197,6 +198,8 @@ def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespa
             args.device,
             '--repeats',
             str(args.repeats),
+            '--seconds',
+            str(args.seconds),
         ],
         env={**os.environ, 'SOFT_MM_BACKEND': CASES[name].backend or ''},
         capture_output=True,
@@ -309,10 +312,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
     parser.add_argument('--only', nargs='+', metavar='PART', help='cases with this in their name')
     parser.add_argument(
-        '--repeats',
-        type=int,
-        default=3,
-        help='runs in a turn of a case, and more until they take 3 seconds',
+        '--repeats', type=int, default=3, help='least number of runs in a turn of a case'
+    )
+    parser.add_argument(
+        '--seconds', type=float, default=3.0, help='least time that the runs of a turn take'
     )
     parser.add_argument(
         '--turns', type=int, default=2, help='of each case whose step takes less than a second'
@@ -328,9 +331,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.case:
-        print(
-            json.dumps(measure(args.case, args.sizes[0], args.modes[0], args.device, args.repeats))
-        )
+        of = args.case, args.sizes[0], args.modes[0], args.device, args.repeats, args.seconds
+        print(json.dumps(measure(*of)))
         return
     results = run_all(args)
     conditions = f'{machine(args.device)}, fp32, batch 1'
