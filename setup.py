@@ -86,7 +86,7 @@ setup(
             'mmsegmentation>=1.2.2',
             'mmpretrain>=1.2.0',
         ],
-        'dev': ['pre-commit', 'pytest', 'ruff', 'scikit-learn'],
+        'dev': ['pre-commit', 'pytest', 'pytest-xdist', 'ruff', 'scikit-learn'],
     },
     **extension(),
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.xdist_group('checkpoints')  # which share a training run
+
 
 class Code:
     """What runs when it is loaded."""

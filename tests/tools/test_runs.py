@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 DEMO = 'configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py'
 # Earlier versions cannot read MMEngine's records of a run safely.
 TRUST = ['--trust-pickle'] if torch.__version__ < (2, 6) else []
+TRAINED = pytest.mark.xdist_group('trained')  # those that share a training run
 
 
 @pytest.fixture(scope='module')
@@ -50,10 +51,11 @@ def options(folder: Path, epochs: int) -> list[str]:
 def trained(shapes, tmp_path_factory, run_tool) -> Path:
     """A work dir with a checkpoint after two epochs of two steps."""
     folder = tmp_path_factory.mktemp('work')
-    run_tool('train.py', DEMO, '--work-dir', folder, *options(shapes, 2))
+    run_tool('train.py', DEMO, '--work-dir', folder, *options(shapes, 2), fresh=True)
     return folder
 
 
+@TRAINED
 def test_resume_goes_on_from_the_last_checkpoint(trained, shapes, run_tool):
     done = run_tool(
         'train.py', DEMO, '--work-dir', trained, '--resume', *TRUST, *options(shapes, 3)
@@ -62,6 +64,7 @@ def test_resume_goes_on_from_the_last_checkpoint(trained, shapes, run_tool):
     assert (trained / 'epoch_3.pth').exists()
 
 
+@TRAINED
 def test_test_writes_metrics_predictions_and_pictures(trained, shapes, run_tool, tmp_path):
     arguments = DEMO, trained / 'epoch_2.pth', '--work-dir', tmp_path / 'work', *TRUST
     done = run_tool(
@@ -152,9 +155,9 @@ def launch(script: str, *args, **env) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_processes_train_and_test(shapes, tmp_path):
+def test_two_processes_train_and_test(shapes, free_port, tmp_path):
     train = launch(
-        'dist_train.sh', DEMO, 2, '--work-dir', tmp_path, *options(shapes, 1), PORT='29517'
+        'dist_train.sh', DEMO, 2, '--work-dir', tmp_path, *options(shapes, 1), PORT=free_port
     )
     assert train.returncode == 0, train.stderr[-3000:]
     (log,) = tmp_path.glob('*/*.log')  # of the first process alone
@@ -170,7 +173,7 @@ def test_two_processes_train_and_test(shapes, tmp_path):
         tmp_path / 'metrics.json',
         *TRUST,
         *options(shapes, 1),
-        PORT='29518',
+        PORT=free_port,
     )
     assert test.returncode == 0, test.stderr[-3000:]
     assert test.stdout.count('coco/bbox_mAP:') >= 1

@@ -15,6 +15,8 @@ from soft_mm.ops import set_backend
 from soft_mm.ops.gaussian_product import tiled
 
 ROOT = Path(__file__).parents[2]
+# These measure every model, which takes a minute, and is done once in a process.
+MEASURED = pytest.mark.xdist_group('measured')
 
 
 class OnMap(nn.Module):
@@ -98,7 +100,7 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
 )
 def test_get_flops(run_tool, config, shape, parameters):
     shape = ('--shape', *shape) if shape else ()
-    done = run_tool('analysis_tools/get_flops.py', f'configs/{config}', *shape)
+    done = run_tool('analysis_tools/get_flops.py', f'configs/{config}', *shape, fresh=not shape)
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[1:])
     assert lines['parameters'] == parameters
     total, executed = (float(lines[name].split()[0]) for name in ('multiply-adds', 'executed'))
@@ -126,10 +128,12 @@ def test_every_row_has_its_config(tables):
     }  # a row's run in shards
 
 
+@MEASURED
 def test_our_models_are_the_papers(tables):
     assert list(tables.differences()) == []
 
 
+@MEASURED
 def test_a_difference_is_found(tables, monkeypatch):
     changed = copy.deepcopy(tables.papers())
     rows = {row['config']: row for row in changed['imagenet']}
@@ -145,6 +149,7 @@ def test_a_difference_is_found(tables, monkeypatch):
     ]
 
 
+@MEASURED
 def test_pages_are_up_to_date(tables):
     """Otherwise: tools/analysis_tools/tables.py --write."""
     pages = dict(tables.pages({}))
@@ -154,6 +159,7 @@ def test_pages_are_up_to_date(tables):
         assert path.read_text() == text, path
 
 
+@MEASURED
 def test_metafiles_are_up_to_date(metafiles):
     """Otherwise: tools/analysis_tools/metafiles.py --write."""
     files = dict(metafiles.files())
@@ -175,6 +181,7 @@ def test_metafiles_name_files_that_exist():
             assert model['In Collection'] in collections
 
 
+@MEASURED
 def test_only_measured_accuracies_are_ours(tables):
     config = 'mask-rcnn_soft-norm-tiny_fpn_1x_coco'
     metrics = {'coco/bbox_mAP': 0.4129, 'coco/segm_mAP': 0.3871}
