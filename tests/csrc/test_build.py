@@ -1,4 +1,4 @@
-"""The extension as setup.py builds it, for CUDA too, and the package without it."""
+"""setup.py builds the extension, for CUDA too, and the package works without it."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ def python(*args: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 
 def fingerprint() -> str:
-    """A hash of all that the CUDA build is made of: sources, flags and the versions of the tools."""
+    """Hash everything that the CUDA build depends on: sources, flags and versions of the compilers."""
     digest = hashlib.sha256(repr((CUDA_BUILD, sys.version, torch.__version__)).encode())
     for compiler in CUDA_HOME / 'bin/nvcc', os.environ.get('CXX', 'c++'):
         digest.update(subprocess.run([compiler, '--version'], capture_output=True).stdout)
@@ -45,12 +45,12 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-BUILT = pytest.mark.xdist_group('cuda_build')  # once, not in every worker
+BUILT = pytest.mark.xdist_group('cuda_build')  # they share the build
 
 
 @pytest.fixture(scope='module')
 def cuda_build() -> tuple[Path, str]:
-    """The library built for CUDA, beside the installed one, and the compilers' messages.
+    """The library built for CUDA, apart from the installed one, and the compilers' messages.
 
     The build takes minutes. One that succeeded is kept in the user's cache folder, where the next
     run finds it unless the sources, the flags or the compilers have changed; a failed one is not.
@@ -73,7 +73,7 @@ def cuda_build() -> tuple[Path, str]:
             )
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
             (built / 'messages.txt').write_text(done.stdout + done.stderr)
-            with contextlib.suppress(OSError):  # another checkout's tests were first
+            with contextlib.suppress(OSError):  # the tests of another checkout have just made it
                 built.rename(folder)
         newest_first = sorted(CACHE.glob('[!.]*'), key=lambda path: path.stat().st_mtime)[::-1]
         for old in newest_first[8:]:
@@ -108,7 +108,7 @@ def test_no_kernel_spills_registers(cuda_build):
     (ROOT / 'work_dirs/ptxas.txt').write_text(f'{report}\n')
     kernels = report.count('entry function')
     spills = re.findall(r'(\d+) bytes spill stores, (\d+) bytes spill loads', report)
-    assert kernels == 4 * 3  # dtypes; distance, kernel and weighted differences
+    assert kernels == 4 * 3  # four dtypes of distance, kernel and weighted differences
     assert spills == kernels * [('0', '0')]
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks, on images that are too small to tell anything."""
+"""The benchmark tools run and report, on images that are too small for meaningful numbers."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The exported file in ONNX Runtime, and what the tool refuses."""
+"""The exported file gives the same numbers in ONNX Runtime, and the tool refuses what it cannot do."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What tools/train.py, test.py and the launch scripts do with their options."""
+"""The options of tools/train.py, test.py and the launch scripts."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 DEMO = 'configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py'
-# Earlier versions cannot read MMEngine's records of a run safely.
+# Earlier versions of torch cannot read the checkpoints of MMEngine's runs with weights_only.
 TRUST = ['--trust-pickle'] if torch.__version__ < (2, 6) else []
-TRAINED = pytest.mark.xdist_group('trained')  # those that share a training run
+TRAINED = pytest.mark.xdist_group('trained')  # they share a training run
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def shapes(tmp_path_factory, run_tool) -> Path:
 
 def options(folder: Path, epochs: int) -> list[str]:
     return [
-        # Detections of any score: after two steps there would be none to evaluate.
+        # Keep detections of any score: after two steps no score is high.
         '--cfg-options',
         'model.test_cfg.score_thr=0.',
         f'train_cfg.max_epochs={epochs}',
@@ -49,7 +49,7 @@ def options(folder: Path, epochs: int) -> list[str]:
 
 @pytest.fixture(scope='module')
 def trained(shapes, tmp_path_factory, run_tool) -> Path:
-    """A work dir with a checkpoint after two epochs of two steps."""
+    """A work dir with the checkpoint of a run of two epochs of two steps."""
     folder = tmp_path_factory.mktemp('work')
     run_tool('train.py', DEMO, '--work-dir', folder, *options(shapes, 2), fresh=True)
     return folder
@@ -111,7 +111,7 @@ def test_tensorboard_gets_what_the_log_has(shapes, run_tool, tmp_path):
 
 
 def test_auto_scale_lr(shapes, run_tool, tmp_path):
-    """4 images a step for a config made for 16: a quarter of the rate."""
+    """With 4 images a step the learning rate is a quarter of that for 16."""
     done = run_tool(
         'train.py', DEMO, '--work-dir', tmp_path, '--auto-scale-lr', *options(shapes, 1)
     )
@@ -160,7 +160,7 @@ def test_two_processes_train_and_test(shapes, free_port, tmp_path):
         'dist_train.sh', DEMO, 2, '--work-dir', tmp_path, *options(shapes, 1), PORT=free_port
     )
     assert train.returncode == 0, train.stderr[-3000:]
-    (log,) = tmp_path.glob('*/*.log')  # of the first process alone
+    (log,) = tmp_path.glob('*/*.log')  # only the first process writes one
     assert 'Epoch(train) [1][1/1]' in log.read_text()  # 8 images in two batches of 4, at once
     test = launch(
         'dist_test.sh',
@@ -181,7 +181,7 @@ def test_two_processes_train_and_test(shapes, free_port, tmp_path):
 
 
 def test_slurm_starts_a_launcher_on_every_node(tmp_path):
-    """A stand-in for srun runs the command once a node, as Slurm does, and shows what it got."""
+    """A stand-in for srun runs the command once per node, as Slurm does, and echoes its arguments."""
     for name, body in {
         'srun': 'echo "$@" >&2\nwhile [ "$1" != bash ]; do shift; done\n'
         'for node in 0 1; do SLURM_NODEID=$node SLURM_JOB_NODELIST=n[0-1] "$@"; done',
