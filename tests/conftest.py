@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # Triton reads this when it is imported
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items) -> None:
     """With pytest-xdist, keep in one worker what must not run at the same time.
 
