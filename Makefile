@@ -1,5 +1,7 @@
 # make demo    train, evaluate and draw a SOFT-Norm detector on generated shapes
-# make test    lint and the test suite; make test-all adds what trains for minutes on real images
+# make test    lint and the test suite, in a process for each core (4 at most); make test-all adds
+#              what trains for minutes on real images
+# make test-fast   lint and one test of every kind, those of tests/fast.txt: two minutes
 # make setup   the environment both need, in .venv
 #
 # PYTHON names the interpreter, one of PYTHONS. A wheel of mmcv is taken from the folder WHEELHOUSE, or
@@ -20,10 +22,12 @@ MMCV := env WHEELHOUSE='$(WHEELHOUSE)' WHEELS='$(WHEELS)' tools/install_mmcv.sh
 TORCH ?= torch
 MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
+# The cores are shared out among pytest's workers: one thread each, for the commands they start too.
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
-.PHONY: demo test test-all test-core test-openmmlab lint setup pins clean
+.PHONY: demo test test-all test-fast test-core test-openmmlab lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -36,10 +40,15 @@ demo: setup
 	        --work-dir $(DEMO_OUT) --show-dir $(DEMO_OUT)/pictures --out $(DEMO_OUT)/metrics.json'
 
 test: lint
-	$(STEP) 'run the tests' 'The failures stand above.' $(BIN)/python -m pytest
+	$(STEP) 'run the tests' 'The failures stand above.' $(PYTEST)
 
 test-all: lint
-	$(STEP) 'run all tests' 'The failures stand above.' $(BIN)/python -m pytest -m ''
+	$(STEP) 'run all tests' 'The failures stand above.' $(PYTEST) -m ''
+
+test-fast: lint
+	$(STEP) 'run one test of every kind' \
+	    'The failures stand above; if none do, tests/fast.txt names a test that is gone.' \
+	    $(PYTEST) @tests/fast.txt
 
 # The ops and backbones alone, with another Python, torch or MMEngine, in an environment of its own:
 # make test-core PYTHON=python3.12 TORCH='torch==2.4.1 numpy<2.3' MMENGINE=mmengine==0.10.7

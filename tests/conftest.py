@@ -1,10 +1,8 @@
-"""Paths that tests share, and the rule that a skipped test says why."""
+"""Fixtures that several folders of tests share, and the rule that a skipped test gives its reason."""
 
 import argparse
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,25 @@ import torch
 from mmengine.config import Config, DictAction
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / 'shared'  # golden numbers and sample images, where there are any
+SHARED = ROOT.parent / 'shared'  # golden numbers and sample images; it may be absent
 LOADERS = ('train', 'val', 'test')
 
 if not torch.cuda.is_available():
-    os.environ['TRITON_INTERPRET'] = '1'  # read where Triton is imported
+    os.environ['TRITON_INTERPRET'] = '1'  # Triton reads this when it is imported
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items) -> None:
+    """With pytest-xdist, keep in one worker what must not run at the same time.
+
+    These are the tests that need the GPU, whose memory they share, and those of test_processes.py,
+    whose runs meet at one port.
+    """
+    for item in items:
+        if item.get_closest_marker('gpu'):
+            item.add_marker(pytest.mark.xdist_group('gpu'))
+        elif item.path.name == 'test_processes.py':
+            item.add_marker(pytest.mark.xdist_group('processes'))
 
 
 @pytest.fixture
@@ -29,12 +41,12 @@ def gpu() -> str:
 
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 def device(request) -> str:
-    """Where Triton's kernels run: a GPU, or where there is none the CPU, under the interpreter."""
+    """Where Triton's kernels run: on a GPU, or without one on the CPU under Triton's interpreter."""
     if request.param == 'cuda':
         return request.getfixturevalue('gpu')
     if torch.cuda.is_available():
         pytest.skip('with a GPU there is no interpreter')
-    from soft_mm.ops.backend import HAS_TRITON  # after the environment is set
+    from soft_mm.ops.backend import HAS_TRITON  # imports Triton, so TRITON_INTERPRET is set first
 
     if not HAS_TRITON:
         pytest.skip('there is no Triton, or one before 3.2, whose interpreter needs a GPU')
@@ -43,7 +55,7 @@ def device(request) -> str:
 
 @pytest.fixture(scope='session')
 def shared():
-    """A folder of golden numbers or images beside the checkout; without it the test is skipped."""
+    """Find a folder of golden numbers or images beside the checkout, or skip the test."""
 
     def folder(name: str) -> Path:
         if not (SHARED / name).is_dir():
@@ -59,22 +71,8 @@ def golden(shared) -> Path:
 
 
 @pytest.fixture(scope='session')
-def run_tool():
-    """Run a command of tools/ in a process of its own, from the root of the checkout."""
-
-    def run(script: str, *args, check: bool = True) -> subprocess.CompletedProcess:
-        command = [sys.executable, f'tools/{script}', *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        if check:
-            assert done.returncode == 0, f'{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
-        return done
-
-    return run
-
-
-@pytest.fixture(scope='session')
 def parse_options():
-    """What ``--cfg-options`` makes of its words, as a dict for ``Config.merge_from_dict``."""
+    """Parse the words of ``--cfg-options`` into a dict for ``Config.merge_from_dict``."""
 
     def parse(words: list[str]) -> dict:
         parser = argparse.ArgumentParser()
@@ -86,7 +84,7 @@ def parse_options():
 
 @pytest.fixture
 def real_images(shared, tmp_path):
-    """From a config to options for batches of two of the sample images."""
+    """Give the options that make a config load the sample images, two in a training batch."""
 
     def options(cfg: Config) -> list[str]:
         return [
@@ -104,7 +102,7 @@ def real_images(shared, tmp_path):
 
 
 def imagenet(data: Path, folder: Path) -> list[str]:
-    """The photographs of COCO and ADE20K as the first two of ImageNet's thousand classes."""
+    """Arrange the photographs of COCO and ADE20K as the first two of ImageNet's 1000 classes."""
     for split in ('train', 'val'):
         for i in range(1000):
             (folder / 'imagenet' / split / f'{i:03d}').mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The toolboxes' own configs, as they ship them, with a backbone of ours by --cfg-options alone."""
+"""Our backbones in the toolboxes' own configs, with nothing but ``--cfg-options``."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mmseg.structures import SegDataSample
 
 from soft_mm.models.backbones import Backbone
 
-# What a user writes for each backbone, and the channels of its four maps.
+# The options that a user gives for each backbone, and the channels of its four maps.
 BACKBONES = {
     'SOFT': ('arch=tiny sym_norm=True', [64, 128, 320, 512]),
     'InLineDeiT': ('arch=tiny pyramid=True', [48, 96, 192, 192]),
@@ -41,7 +41,7 @@ def segmented() -> list[SegDataSample]:
     return samples
 
 
-# Config, what else has to change for maps of these channels, and a batch.
+# The package, its config, the other options that these channels need, and a batch.
 TASKS = {
     'mmdet': (
         mmdet,
@@ -97,4 +97,5 @@ def test_backbone_swap(task, family, parse_options):
     losses.backward()
     assert losses.isfinite()
     used = [name for name, p in model.backbone.named_parameters() if p.grad is not None]
-    assert len(used) > 0.8 * len(list(model.backbone.parameters()))  # the rest: a map not asked for
+    # The others belong to maps that are not used.
+    assert len(used) > 0.8 * len(list(model.backbone.parameters()))

@@ -1,4 +1,4 @@
-"""Batches of real images, as the configs' pipelines and preprocessors make them."""
+"""Batches of real images as the pipelines and preprocessors of the configs produce them."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ COCO = {
 
 @pytest.fixture
 def draw(real_images, parse_options):
-    """From a config's name to a function that draws a batch for a split, as the model gets it."""
+    """Give a config's function from a split to a batch, as the model receives it."""
 
     def of(name: str):
         cfg = Config.fromfile(ROOT / f'configs/{name}.py')
@@ -52,17 +52,17 @@ def draw(real_images, parse_options):
 
 
 def colours(inputs: Tensor) -> Tensor:
-    """The values before their normalisation, 0 to 255."""
+    """Undo the normalisation, to values of 0 to 255."""
     values = inputs * STD + MEAN
     assert inputs.dtype == torch.float32
     assert values.min() > -0.01
     assert values.max() < 255.01
-    assert values.std() > 10  # something to see
+    assert values.std() > 10  # the image is not uniform
     return values
 
 
 def whole_image(values: Tensor, path: str) -> None:
-    """That the values are of the picture in this file, red first, at any size."""
+    """Check that the values are those of the picture in a file, in RGB order and at any size."""
     picture = torch.from_numpy(cv2.imread(path)[..., ::-1].copy()).float().mean((0, 1))
     torch.testing.assert_close(values.mean((1, 2)), picture, atol=1, rtol=0)
 
@@ -84,7 +84,7 @@ def test_imagenet(draw, name):
     values = colours(inputs)[0]
     if resized is None:
         whole_image(values, sample.img_path)
-    else:  # the middle of the picture with this shorter side
+    else:  # the centre of the picture, whose shorter side is resized to this
         picture = Image.open(sample.img_path)
         scale = resized / min(picture.size)
         picture = picture.resize([int(side * scale) for side in picture.size], Image.BICUBIC)
@@ -94,7 +94,7 @@ def test_imagenet(draw, name):
 
 
 def test_images_of_two_classes_are_mixed(draw):
-    """In one of ten batches at least: by chance, images may be mixed with those of their class."""
+    """In at least one of ten batches, as an image may be mixed with one of its own class."""
     batch = draw('imagenet/soft-tiny_8xb128-300e_in1k')
     scores = torch.stack([sample.gt_score for _ in range(10) for sample in batch('train')[1]])
     assert ((scores > 0) & (scores < 1)).any()

@@ -1,4 +1,4 @@
-"""Every config builds through its toolbox, with the parameters of the papers' tables."""
+"""Every config builds with its toolbox and has as many parameters as the papers' tables say."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     str(path.relative_to(ROOT / 'configs')) for path in (ROOT / 'configs').glob('[!_]*/*.py')
 )
-# Millions of parameters: measured with the authors' code (ImageNet), the papers' tables (others).
+# Millions of parameters, of ImageNet's models by the authors' code, of others by the papers' tables.
 PARAMS = {
     **{
         f'imagenet/{model}-{size}-300e_in1k.py': count
@@ -90,7 +90,7 @@ def build(cfg: Config):
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-    if hasattr(model, 'auxiliary_head'):  # trains, but is not in what the tables count
+    if hasattr(model, 'auxiliary_head'):  # it is for training only, and the tables do not count it
         del model.auxiliary_head
     return model
 
@@ -103,7 +103,7 @@ def test_parameters(name):
 
 
 def test_norms_biases_and_positions_do_not_decay(config):
-    """And everything else does, in the backbone and in the heads."""
+    """All other parameters decay, in the backbone and in the heads."""
     _, cfg = config
     model = build(cfg)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer

@@ -18,11 +18,11 @@ CONFIGS = sorted(
     for folder in ('imagenet', 'coco', 'ade20k')
     for path in (ROOT / 'configs' / folder).glob('*.py')
 )
-SMALL = 128  # pixels: the side of dense prediction's images here
+SMALL = 128  # the side in pixels of the images for detectors and segmentors
 
 
 def small(cfg: Config) -> list[str]:
-    """Options for small images in dense prediction."""
+    """Options that make the images of detectors and segmentors small."""
     if cfg.default_scope == 'mmdet':
         several = 'scales' in cfg.train_dataloader.dataset.pipeline[2]
         return [
@@ -41,7 +41,7 @@ def small(cfg: Config) -> list[str]:
 
 
 def tensors(prediction: BaseDataElement) -> list[Tensor]:
-    """All that a prediction holds, in a fixed order."""
+    """All tensors of a prediction, in a fixed order."""
     found = []
     for _, value in sorted(prediction.items()):
         if isinstance(value, BaseDataElement):
@@ -53,7 +53,7 @@ def tensors(prediction: BaseDataElement) -> list[Tensor]:
 
 def build(cfg: Config) -> nn.Module:
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    model.backbone.init_cfg = None  # the pretrained checkpoint is not here
+    model.backbone.init_cfg = None  # the pretrained checkpoint is not available
     model.init_weights()
     return model
 

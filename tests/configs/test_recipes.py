@@ -1,4 +1,4 @@
-"""The recipes are in effect: learning rates over the epochs, weight decay, clipping, averaging."""
+"""The recipes take effect: learning rates, weight decay, clipping and averaging of weights."""
 
 import importlib
 import sys
@@ -81,7 +81,7 @@ RECIPES = {
 
 
 def learning_rates(cfg: Config, epochs: int, epoch_length: int) -> list[float]:
-    """Of each iteration, as the runner's hooks set it."""
+    """The learning rate of each iteration, as the runner's hooks set it."""
     optimizer = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
     schedulers = []
     for scheduler in cfg.param_scheduler:
@@ -173,11 +173,11 @@ def test_ade20k():
 
 
 def test_the_average_of_the_weights():
-    """As the config's hook makes it: a step moves it by its momentum."""
+    """The config's hook moves the average by its momentum at each step."""
     cfg = Config.fromfile(ROOT / 'configs/imagenet/soft-tiny_8xb128-300e_in1k.py')
     init_default_scope('mmpretrain')
     (hook,) = cfg.custom_hooks
-    assert hook.pop('priority') == 'ABOVE_NORMAL'  # the runner's part
+    assert hook.pop('priority') == 'ABOVE_NORMAL'  # the runner takes it from the hook's config
     settings = dict(HOOKS.build(hook).ema_cfg)
     assert settings.pop('type') == 'ExponentialMovingAverage'
     model = nn.Linear(1, 1)
@@ -194,7 +194,7 @@ def test_the_average_of_the_weights():
     [(['--amp'], torch.bfloat16, False), (['--amp', 'float16'], torch.float16, True)],
 )
 def test_mixed_precision(train_tool, monkeypatch, option, dtype, scaled):
-    """What train.py's --amp makes of a recipe; MMEngine's wrapper wants a GPU to be there."""
+    """A recipe with --amp of train.py. MMEngine's wrapper is made to believe that there is a GPU."""
     config = str(ROOT / 'configs/imagenet/inline-pvt-tiny_8xb128-300e_in1k.py')
     monkeypatch.setattr(sys, 'argv', ['train.py', config, *option])
     cfg = train_tool.load_config(train_tool.parse_args())
@@ -210,7 +210,7 @@ def test_mixed_precision(train_tool, monkeypatch, option, dtype, scaled):
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     assert optimizer.cast_dtype == dtype
     assert made == [scaled]
-    if dtype != torch.bfloat16:  # the one that MMEngine's autocast has on a CPU
+    if dtype != torch.bfloat16:  # the only dtype of MMEngine's autocast on a CPU
         return
     outputs = []
     model.backbone.stages[1].blocks[0].mlp.register_forward_hook(

@@ -1,9 +1,13 @@
-"""The extension as setup.py builds it, for CUDA too, and the package without it."""
+"""setup.py builds the extension, for CUDA too, and the package works without it."""
 
+import contextlib
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,13 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 CUDA_HOME = Path(os.environ.get('CUDA_HOME', '/usr/local/cuda'))
+CUDA_BUILD = dict(
+    FORCE_CUDA='1',
+    CUDA_HOME=str(CUDA_HOME),
+    TORCH_CUDA_ARCH_LIST='9.0',
+    NVCC_APPEND_FLAGS='-Xptxas -v',
+)
+CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'soft_mm/cuda_build')
 
 
 def python(*args: str | Path, **environment: str) -> subprocess.CompletedProcess:
@@ -23,29 +34,55 @@ def python(*args: str | Path, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+def fingerprint() -> str:
+    """Hash everything that the CUDA build depends on: sources, flags and versions of the compilers."""
+    digest = hashlib.sha256(repr((CUDA_BUILD, sys.version, torch.__version__)).encode())
+    for compiler in CUDA_HOME / 'bin/nvcc', os.environ.get('CXX', 'c++'):
+        digest.update(subprocess.run([compiler, '--version'], capture_output=True).stdout)
+    for path in (ROOT / 'setup.py', *sorted((ROOT / 'csrc').rglob('*.*'))):
+        digest.update(str(path.relative_to(ROOT)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+BUILT = pytest.mark.xdist_group('cuda_build')  # they share the build
+
+
 @pytest.fixture(scope='module')
-def cuda_build(tmp_path_factory) -> tuple[Path, str]:
-    """The library built for CUDA, beside the installed one, and the compilers' messages."""
+def cuda_build() -> tuple[Path, str]:
+    """The library built for CUDA, apart from the installed one, and the compilers' messages.
+
+    The build takes minutes. One that succeeded is kept in the user's cache folder, where the next
+    run finds it unless the sources, the flags or the compilers have changed; a failed one is not.
+    """
     if not (torch.version.cuda and (CUDA_HOME / 'bin/nvcc').exists()):
         pytest.skip(f'it takes nvcc in {CUDA_HOME}/bin and a torch built for CUDA')
-    folder = tmp_path_factory.mktemp('build')
-    done = python(
-        'setup.py',
-        'build_ext',
-        '--build-lib',
-        folder / 'lib',
-        '--build-temp',
-        folder / 'temp',
-        FORCE_CUDA='1',
-        CUDA_HOME=str(CUDA_HOME),
-        TORCH_CUDA_ARCH_LIST='9.0',
-        NVCC_APPEND_FLAGS='-Xptxas -v',
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (library,) = (folder / 'lib/soft_mm').glob('_C*.so')
-    return library, done.stdout + done.stderr
+    folder = CACHE / fingerprint()
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.build-', dir=CACHE) as temporary:
+            built = Path(temporary, 'built')
+            done = python(
+                'setup.py',
+                'build_ext',
+                '--build-lib',
+                built,
+                '--build-temp',
+                Path(temporary, 'objects'),
+                **CUDA_BUILD,
+            )
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            (built / 'messages.txt').write_text(done.stdout + done.stderr)
+            with contextlib.suppress(OSError):  # the tests of another checkout have just made it
+                built.rename(folder)
+        newest_first = sorted(CACHE.glob('[!.]*'), key=lambda path: path.stat().st_mtime)[::-1]
+        for old in newest_first[8:]:
+            shutil.rmtree(old, ignore_errors=True)
+    (library,) = (folder / 'soft_mm').glob('_C*.so')
+    return library, (folder / 'messages.txt').read_text()
 
 
+@BUILT
 def test_loading_the_cuda_build_registers_the_ops(cuda_build):
     done = python(
         '-c',
@@ -62,6 +99,7 @@ for op in 'squared_distance', 'exact_gaussian_kernel', 'weighted_differences':
     assert done.returncode == 0, done.stderr
 
 
+@BUILT
 def test_no_kernel_spills_registers(cuda_build):
     report = '\n'.join(
         re.findall(r'.*(?:entry function|bytes spill|Used \d+ registers).*', cuda_build[1])
@@ -70,7 +108,7 @@ def test_no_kernel_spills_registers(cuda_build):
     (ROOT / 'work_dirs/ptxas.txt').write_text(f'{report}\n')
     kernels = report.count('entry function')
     spills = re.findall(r'(\d+) bytes spill stores, (\d+) bytes spill loads', report)
-    assert kernels == 4 * 3  # dtypes; distance, kernel and weighted differences
+    assert kernels == 4 * 3  # four dtypes of distance, kernel and weighted differences
     assert spills == kernels * [('0', '0')]
 
 

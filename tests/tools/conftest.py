@@ -1,7 +1,10 @@
+import functools
 import importlib.util
 import json
 import multiprocessing
+import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,10 +59,12 @@ def authors_state(golden, fill):
 
 
 @pytest.fixture(scope='session')
-def fork_tool(tmp_path_factory):
-    """Run a command of tools/ in a process of its own, forked where everything is imported.
+def fork(tmp_path_factory):
+    """Run a command of tools/ in a process that is forked from one with everything imported.
 
-    ``before`` is Python that it executes first; stdout has what it writes to stderr as well.
+    Importing the three toolboxes takes most of the time of a short command. A fork server imports
+    them once a session; each command then runs in a child of it, with the environment, the working
+    directory and the ``sys.path`` that it would have in an interpreter of its own.
     """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(
@@ -75,25 +80,72 @@ def fork_tool(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp('fork')
 
-    def run(script: str, *args, before: str = '') -> subprocess.CompletedProcess:
+    def run(script: str, *args, before: str = '', merged: bool) -> subprocess.CompletedProcess:
         command = [f'tools/{script}', *map(str, args)]
-        (folder / 'log').write_text('')
+        stdout, stderr = folder / 'stdout', folder / 'stderr'
+        for log in stdout, stderr:
+            log.write_text('')
         (folder / 'run.py').write_text(f"""
 import os, runpy, sys
-log = os.open({str(folder / 'log')!r}, os.O_WRONLY)
-os.dup2(log, 1)
-os.dup2(log, 2)
+os.dup2(os.open({str(stdout)!r}, os.O_WRONLY), 1)
+os.dup2({'1' if merged else f'os.open({str(stderr)!r}, os.O_WRONLY)'}, 2)
 os.chdir({str(ROOT)!r})
+os.environ.clear()
+os.environ.update({dict(os.environ)!r})
 sys.argv = {command!r}
+sys.path.insert(0, {str((ROOT / command[0]).parent)!r})
 {before}
 runpy.run_path(sys.argv[0], run_name='__main__')
 """)
         process = context.Process(target=runpy.run_path, args=(str(folder / 'run.py'),))
         process.start()
         process.join()
-        return subprocess.CompletedProcess(command, process.exitcode, (folder / 'log').read_text())
+        return subprocess.CompletedProcess(
+            command, process.exitcode, stdout.read_text(), stderr.read_text()
+        )
 
     return run
+
+
+@pytest.fixture(scope='session')
+def fork_tool(fork):
+    """Run a command of tools/ in a forked process; its stdout has what goes to stderr as well.
+
+    ``before`` is Python code that the process executes first.
+    """
+    return functools.partial(fork, merged=True)
+
+
+@pytest.fixture(scope='session')
+def run_tool(fork):
+    """Run a command of tools/ and, unless ``check`` is false, assert that it succeeds.
+
+    The process is forked unless it has to be a ``fresh`` interpreter, as it has where the command
+    reads the environment while it imports, or where the test is about what the command imports.
+    """
+
+    def run(
+        script: str, *args, check: bool = True, fresh: bool = False
+    ) -> subprocess.CompletedProcess:
+        if fresh:
+            command = [sys.executable, f'tools/{script}', *map(str, args)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        else:
+            done = fork(script, *args, merged=False)
+        if check:
+            output = f'{done.args}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
+            assert done.returncode == 0, output
+        return done
+
+    return run
+
+
+@pytest.fixture
+def free_port() -> str:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,4 @@
-# A classifier learns scikit-learn's handwritten digits, an ImageFolder of 8×8 scans.
+# A classifier of scikit-learn's handwritten digits, which are an ImageFolder of 8×8 scans.
 _base_ = '../../configs/imagenet/soft-norm-tiny_8xb128-300e_in1k.py'
 model = dict(
     backbone=dict(drop_path_rate=0.0, img_size=64),

@@ -1,5 +1,5 @@
-# The least classifier with all that a resumed run has to find again: random augmentation, of images
-# and of batches, random depth, averaged weights and running statistics.
+# The smallest classifier with every kind of state that a resumed run has to restore: random
+# augmentation of images and batches, stochastic depth, averaged weights and running statistics.
 _base_ = './digits.py'
 model = dict(
     backbone=dict(

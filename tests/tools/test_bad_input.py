@@ -1,4 +1,4 @@
-"""Mistakes in commands, configs and data: what the user is told, and that nothing is written.
+"""Mistakes in commands, configs and data are reported to the user, and nothing is written.
 
 Messages name the field, its value and what is allowed. The tables are the list of them; bad
 checkpoints are in test_checkpoints.py, bad arguments of test.py's ``--out`` in test_runs.py.
@@ -26,7 +26,7 @@ def picture() -> np.ndarray:
 
 
 def classifier(folder: Path) -> list[str]:
-    """Cats and dogs, an image each; returns the options for this data."""
+    """Write one image of a cat and one of a dog; return the options that load them."""
     for split in 'train', 'val':
         for name in 'cat', 'dog':
             write(folder / split / name / '0.jpg', picture())
@@ -34,7 +34,7 @@ def classifier(folder: Path) -> list[str]:
 
 
 def detector(folder: Path) -> list[str]:
-    """Two images, a cat and a dog in each."""
+    """Write two images with a cat and a dog in each; return the options that load them."""
     (folder / 'annotations').mkdir(parents=True)
     for split in 'train', 'val':
         for i in range(2):
@@ -76,7 +76,7 @@ def detector(folder: Path) -> list[str]:
 
 
 def segmenter(folder: Path) -> list[str]:
-    """Two images with a map of one class each."""
+    """Write two images with a map of one class each; return the options that load them."""
     for split in 'training', 'validation':
         for i in range(2):
             write(folder / f'images/{split}/{i}.jpg', picture())
@@ -86,7 +86,7 @@ def segmenter(folder: Path) -> list[str]:
 
 @pytest.fixture
 def complaint(fork_tool, tmp_path):
-    """What tools/train.py says in the end of a task's config, options and data, once spoiled."""
+    """Run tools/train.py on a task with a mistake in its options or data; return the final error."""
 
     def run(task: Callable, *options: str, spoil: Callable | None = None, before: str = '') -> str:
         data = tmp_path / 'data'
@@ -111,7 +111,7 @@ def complaint(fork_tool, tmp_path):
     return run
 
 
-# An option of model.backbone, and the message.
+# A wrong option of model.backbone, and part of the message that it gets.
 BACKBONE = {
     'type=soft_mm.SOFTT': 'soft_mm.SOFTT is not in the mmpretrain::model registry',
     'arch=giant': "arch must be one of ['tiny', 'small', 'medium', 'large', 'huge'] or a dict, got 'giant'",
@@ -156,7 +156,7 @@ def test_backbone(option, complaint):
     assert BACKBONE[option] in complaint(classifier, f'model.backbone.{option}')
 
 
-# Any other option of a task's config, and the message.
+# A task, another wrong option of its config, and part of the message.
 OPTIONS = [
     (
         classifier,
@@ -311,7 +311,7 @@ def drawn(file: str, image: np.ndarray) -> Callable[[Path], None]:
     return lambda data: write(data / file, image)
 
 
-# What is wrong with a file of annotations as COCO's, and the message.
+# Mistakes in a COCO annotation file, and part of the message of each.
 ANNOTATIONS = {
     'no file': (removed(TRAIN), f"No such file or directory: 'DATA/{TRAIN}'"),
     'empty file': (text(TRAIN, ''), f'DATA/{TRAIN} is not valid JSON or is truncated: Expecting'),
@@ -412,7 +412,8 @@ LISTED = (
     'train_dataloader.dataset.data_prefix=train',
 )
 SIZE = "the annotation must be a greyscale or palette image of the image's size, (48, 64), got "
-# What is wrong with images, folders and maps of classes, the options beside, and the message.
+# Mistakes in images, folders and segmentation maps: the task, a function that makes the mistake,
+# further options, and part of the message.
 FILES = {
     'no data': (classifier, removed(''), (), "No such file or directory: 'DATA/train'"),
     'data that is a file': (
@@ -516,7 +517,7 @@ FILES = {
         'to ignore a pixel, got [200]',
     ),
 }
-# The rights of root to read what nobody may; without effect on others.
+# Drops root's right to read any file. For other users this does nothing.
 NO_RIGHTS = """
 import ctypes
 ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)())
@@ -530,7 +531,7 @@ def test_files(mistake, complaint):
     assert message in complaint(task, *options, spoil=spoil, before=before)
 
 
-# A command, and what it says. DATA has a config whose base is missing.
+# Wrong commands, and part of the message. DATA/child.py is a config whose base is missing.
 COMMANDS = [
     ('train.py DATA/none.py', 'DATA/none.py'),
     ('train.py DATA/child.py', "No such file or directory: 'DATA/./base.py'"),
@@ -562,7 +563,7 @@ def test_command(command, message, fork_tool, tmp_path):
     ],
 )
 def test_backend(backend, options, message, run_tool, monkeypatch, tmp_path):
-    """In processes of their own: the switch is read once."""
+    """In fresh interpreters, as SOFT_MM_BACKEND is read once, on import."""
     monkeypatch.setenv('SOFT_MM_BACKEND', backend)
     done = run_tool(
         'train.py',
@@ -573,6 +574,7 @@ def test_backend(backend, options, message, run_tool, monkeypatch, tmp_path):
         *classifier(tmp_path / 'data'),
         *options,
         check=False,
+        fresh=True,
     )
     assert done.returncode == 1
     assert message in done.stderr[done.stderr.rindex('Error: ') :]
@@ -596,7 +598,7 @@ def test_grey_images_are_taken(task, file, fork_tool, tmp_path):
 
 
 def test_a_bad_map_stops_the_evaluation(fork_tool, tmp_path):
-    """Of a trained model: no metrics are written of some of the images."""
+    """The metrics of a part of the images are not written."""
     config, folder = 'tests/tools/bad_input/segmenter.py', tmp_path / 'work'
     options = ['--work-dir', folder, '--cfg-options', *segmenter(tmp_path / 'data')]
     assert fork_tool('train.py', config, *options).returncode == 0

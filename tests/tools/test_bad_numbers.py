@@ -1,4 +1,4 @@
-"""Numbers that go bad are caught, and ordinary ones do not, in mixed precision either."""
+"""NaN and infinity are caught, and ordinary training produces none, in mixed precision too."""
 
 import json
 
@@ -11,7 +11,7 @@ from mmengine.config import Config
 DEMO = 'configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py'
 LAYER = 'backbone.stages.1.blocks.0.mlp'
 LANDMARKS = 'backbone.stages.1.blocks.0.attn.landmarks'
-# In the third step something happens to what a layer puts out.
+# Puts a forward hook on a layer for the third step only.
 THIRD_STEP = """
 from mmengine.model import BaseModel
 steps, hooks, train_step = [], [], BaseModel.train_step
@@ -27,7 +27,7 @@ BaseModel.train_step = spoilt
 NAN, INF = (f"lambda layer, args, output: output * float('{value}')" for value in ('nan', 'inf'))
 INF_GRADIENT = """lambda layer, args, output: (
     output.requires_grad and output.register_hook(lambda g: g * float('inf')), output)[1]"""
-# MMEngine has its mixed precision for GPUs alone.
+# MMEngine supports mixed precision on GPUs only; this lets it run on a CPU.
 AMP_ON_CPU = """
 import functools
 import mmengine.runner.amp, torch
@@ -71,7 +71,7 @@ def test_stops_and_names_the_layer(layer, event, amp, message, small_digits, for
     [(NAN, f'the output of {LAYER}'), (INF_GRADIENT, f'the gradient of {LAYER}.fc2.bias')],
 )
 def test_skips_the_iteration(event, message, small_digits, fork_tool, tmp_path):
-    """Weights, running statistics and the optimizer are as they were one step before."""
+    """A skipped step changes neither weights nor running statistics nor the optimizer's state."""
     config, options = small_digits
     done = fork_tool(
         'train.py',
@@ -91,7 +91,8 @@ def test_skips_the_iteration(event, message, small_digits, fork_tool, tmp_path):
     second, third, fourth = (
         torch.load(tmp_path / f'iter_{i}.pth', weights_only=False) for i in (2, 3, 4)
     )
-    model = 'ema_state_dict'  # where a checkpoint with averages has the others
+    # With averaging, this entry of a checkpoint holds the weights that are trained.
+    model = 'ema_state_dict'
     assert any('running_mean' in name for name in second[model])
     for name, value in second[model].items():
         if name != 'steps':
@@ -165,7 +166,7 @@ MODES = [[], ['--amp'], FLOAT16]
 
 @pytest.fixture
 def train(fork_tool, tmp_path):
-    """Train; the loss scale, where there is one, must have settled and not dwindled away."""
+    """Train, and check that the loss scale, if there is one, has not collapsed."""
 
     def run(config: str, mode: list[str], options: list[str]) -> None:
         done = fork_tool(
@@ -191,7 +192,7 @@ def train(fork_tool, tmp_path):
 )
 @pytest.mark.parametrize('backbone', BACKBONES)
 def test_black_images(backbone, mode, small_digits, train, tmp_path):
-    """Tokens and landmarks are all but the same."""
+    """All tokens, and so all landmarks, are almost equal."""
     config, (_, *options) = small_digits
     for i in range(12):
         file = tmp_path / f'black/train/{i % 10}/{i}.png'
@@ -214,7 +215,7 @@ def test_black_images(backbone, mode, small_digits, train, tmp_path):
     'mode', [['--amp'], *(pytest.param(mode, marks=pytest.mark.long) for mode in ([], FLOAT16))]
 )
 def test_padded_batches(mode, run_tool, train, tmp_path):
-    """Half of an image, and nothing of another one, is padding."""
+    """Half of one image is padding, and the other image has none."""
     run_tool(
         'misc/make_shapes.py',
         tmp_path / 'shapes',
@@ -262,7 +263,7 @@ REAL = [
 @pytest.mark.parametrize('mode', MODES[1:])
 @pytest.mark.parametrize('config', REAL)
 def test_two_hundred_steps_on_photographs(config, mode, real_images, train):
-    """With the recipe's augmentation, at the full learning rate, on images of 96×96."""
+    """Train with the recipe's augmentation and full learning rate on images of 96×96."""
     config = f'configs/imagenet/{config}.py'
     train(
         config,

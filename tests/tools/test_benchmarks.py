@@ -1,7 +1,9 @@
-"""The benchmarks, on images that are too small to tell anything."""
+"""The benchmark tools run and report, on images that are too small for meaningful numbers."""
 
 import argparse
 import json
+import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,12 @@ def benchmark(load_module):
     return load_module(ROOT / 'tools/benchmarks/backbones.py')
 
 
-def test_table_json_and_plot(run_tool, tmp_path):
-    done = run_tool(
-        'benchmarks/backbones.py',
+def test_table_json_and_plot(benchmark, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        benchmark, 'SINGLE_TURN_TIME', math.inf
+    )  # two turns of every case, on slow machines too
+    command = [
+        'backbones.py',
         '--device',
         'cpu',
         '--sizes',
@@ -26,23 +31,42 @@ def test_table_json_and_plot(run_tool, tmp_path):
         'exact solve',
         'ResNet-50',
         '--repeats',
-        3,
+        '3',
+        '--seconds',
+        '0',
         '--turns',
-        2,
+        '2',
         '--out',
-        tmp_path / 'cpu',
-    )
-    assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
+        str(tmp_path / 'cpu'),
+    ]
+    monkeypatch.setattr(sys, 'argv', command)
+    benchmark.main()
+    stdout = capsys.readouterr().out
+    assert stdout == (tmp_path / 'cpu.md').read_text() + '\n'
     results = json.loads((tmp_path / 'cpu.json').read_text())['results']
     assert [(r['case'], r['mode']) for r in results] == [
         (case, mode)
         for mode in ('forward', 'training step')
         for case in ('SOFT-Norm-Tiny, exact solve', 'ResNet-50')
     ]
-    assert all(len(r['times']) >= 6 and min(r['times']) > 0 < r['memory'] for r in results)
+    assert all(len(r['times']) == 6 and min(r['times']) > 0 < r['memory'] for r in results)
     assert 0 <= results[0]['difference'] < 1e-2
-    assert '**64×96, training step**' in done.stdout
+    assert '**64×96, training step**' in stdout
     assert (tmp_path / 'cpu.png').stat().st_size > 10000
+
+
+@pytest.mark.parametrize(('milliseconds', 'turns'), [(500.0, 2), (2000.0, 1)])
+def test_slow_cases_take_one_turn(benchmark, monkeypatch, milliseconds, turns):
+    monkeypatch.setattr(
+        benchmark,
+        'run_case',
+        lambda name, size, mode, args: benchmark.Measured(name, size, mode, [milliseconds]),
+    )
+    args = argparse.Namespace(
+        only=['exact solve'], sizes=[(64, 96)], modes=['forward'], turns=2, quiet=True
+    )
+    (result,) = benchmark.run_all(args)
+    assert result.times == [milliseconds] * turns
 
 
 def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
@@ -53,6 +77,7 @@ def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
         modes=['forward'],
         device='cpu',
         repeats=1,
+        seconds=0,
         turns=1,
         quiet=True,
     )
@@ -93,6 +118,7 @@ def test_every_way_of_an_op(run_tool, tmp_path, monkeypatch):
         'gaussian_product',
         '--out',
         tmp_path / 'cpu',
+        fresh=True,
     )
     assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
     results = json.loads((tmp_path / 'cpu.json').read_text())['results']

@@ -1,4 +1,4 @@
-"""What tools/train.py and test.py make of checkpoints that are not what they should be."""
+"""How tools/train.py and test.py handle damaged, malicious and unsuitable checkpoints."""
 
 import functools
 import os
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.xdist_group('checkpoints')  # they share a training run
+
 
 class Code:
-    """What runs when it is loaded."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -33,13 +35,13 @@ def trained(small_digits, fork_tool, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def mark(tmp_path) -> Path:
-    """There once the code in a file of code has run."""
+    """The folder that exists once the code in a checkpoint has run."""
     return tmp_path / 'mark'
 
 
 @pytest.fixture
 def files(trained, mark, tmp_path) -> dict[str, Path]:
-    """Checkpoints by what is the matter with them."""
+    """Unusable checkpoints, by what is wrong with them."""
     whole = (trained / 'epoch_4.pth').read_bytes()
     files = {name: tmp_path / f'{name}.pth' for name in ('truncated', 'text', 'code', 'other')}
     files['truncated'].write_bytes(whole[: len(whole) // 2])
@@ -62,7 +64,8 @@ OTHER = [
     'missing keys in source state_dict: head.fc.bias',
     'size mismatch for head.fc.weight: copying a param with shape torch.Size([7, 32])',
 ]
-AVERAGES = [OTHER[0], 'size mismatch for module.head.fc.weight']  # which are read first
+# The averaged weights are loaded first.
+AVERAGES = [OTHER[0], 'size mismatch for module.head.fc.weight']
 TEST = ('test.py', '{config}', '{file}', '--cfg-options', 'custom_hooks=[]')
 RESUME = ('train.py', '{config}', '--resume', '{file}')
 START = ('train.py', '{config}', '--cfg-options', 'load_from={file}', 'custom_hooks=[]')
@@ -138,7 +141,7 @@ def test_downloaded_code_does_not_run(files, mark, small_digits, fork_tool, tmp_
 
 
 def test_a_backbone_takes_its_part_of_a_classifier(trained, small_digits, fork_tool, tmp_path):
-    """Without the head, which another task has not."""
+    """The checkpoint's head is not loaded, as it does not fit another task."""
     config, options = small_digits
     folder, eleven = options[1].split('=')[1], tmp_path / 'eleven'
     shutil.copytree(folder, eleven)
@@ -195,7 +198,7 @@ def test_nothing_to_resume_starts_as_the_config_says(trained, small_digits, fork
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(small_digits, fork_tool, tmp_path):
-    """Two megabytes have room for one checkpoint of 1.3, not for another one."""
+    """A disk of 2 MB has room for one checkpoint of 1.3 MB, but not for a second."""
     if os.getuid():
         pytest.skip('a small disk is mounted by root alone')
     config, options = small_digits

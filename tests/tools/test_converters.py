@@ -1,4 +1,4 @@
-"""Checkpoints with the authors' names, filled with known weights, give the authors' outputs."""
+"""Converted checkpoints of known weights give the outputs of the authors' code."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ import soft_mm
 
 ROOT = Path(__file__).parents[2]
 SOFT_TO_MM, INLINE_TO_MM = (f'model_converters/{name}_to_mm.py' for name in ('soft', 'inline'))
-# What each golden file is of: its converter, the ImageNet config, the arch.
+# For each golden file: the converter, the ImageNet config and the arch.
 GOLDEN = {
     'soft-tiny_2x224x224': (SOFT_TO_MM, 'soft-tiny_8xb128-300e_in1k', 'tiny'),
     'soft-small_1x224x224': (SOFT_TO_MM, 'soft-small_8xb128-300e_in1k', 'small'),
@@ -36,12 +36,12 @@ GOLDEN = {
 
 @pytest.fixture(scope='module')
 def states(authors_state) -> dict[str, dict[str, Tensor]]:
-    """A whole state dict of each kind."""
+    """A complete state dict of each kind of model, with the authors' names."""
     return {name.split('_')[0]: authors_state(name) for name in GOLDEN if 'small' not in name}
 
 
 def classifier(config: str, arch: str) -> nn.Module:
-    """The ImageNet config's model."""
+    """Build the model of an ImageNet config."""
     cfg = Config.fromfile(ROOT / f'configs/imagenet/{config}.py')
     cfg.model.backbone.arch = arch
     init_default_scope('mmpretrain')
@@ -66,7 +66,7 @@ def test_parity(golden, fill, authors_state, run_tool, tmp_path, name):
 
     model = classifier(config, arch)
     model.load_state_dict(checkpoint['state_dict'], strict=True)
-    # The four stages' last blocks, or DeiT's blocks 3, 6, 9 and 12.
+    # The last block of each of the four stages, or blocks 3, 6, 9 and 12 of DeiT's one stage.
     blocks = [stage.blocks[-1] for stage in model.backbone.stages]
     if len(blocks) == 1:
         blocks = model.backbone.stages[0].blocks[2::3]
@@ -86,7 +86,7 @@ def test_parity(golden, fill, authors_state, run_tool, tmp_path, name):
 
 @pytest.mark.parametrize('name', [name for name in GOLDEN if 'small' not in name])
 def test_from_checkpoint_to_table(authors_state, real_images, run_tool, tables, tmp_path, name):
-    """The page's commands, as far as the accuracy beside the paper's, on images of two classes."""
+    """Run the commands of the converters' README up to the table of accuracies, on two classes."""
     _, config, _ = GOLDEN[name]
     (row,) = (
         line
@@ -121,7 +121,7 @@ def test_from_checkpoint_to_table(authors_state, real_images, run_tool, tables, 
 
 
 def test_prefix_averaged_weights_and_other_depths(states, run_tool, tmp_path):
-    """What a training run of the authors' leaves, for an arch of depths that no name has."""
+    """A checkpoint as the authors' training writes it, with depths that are not a named arch's."""
     tiny = states['soft-norm-tiny']
     state = {f'module.{key}': t for key, t in tiny.items() if 'block3.2' not in key}
     average = {key: t + 1 for key, t in state.items()}
@@ -134,7 +134,7 @@ def test_prefix_averaged_weights_and_other_depths(states, run_tool, tmp_path):
 
 
 def test_sizes_are_read_from_the_tables(states, run_tool, tmp_path):
-    """A Swin for 384×384 images in windows of 12, with the buffers that can be rebuilt."""
+    """A Swin for 384×384 images and windows of 12, with the buffers that the converter drops."""
     state = {
         key: torch.randn(23 * 23, t.shape[1]) if key.endswith('bias_table') else t
         for key, t in states['inline-swin-t'].items()
@@ -157,7 +157,7 @@ def test_sizes_are_read_from_the_tables(states, run_tool, tmp_path):
 
 
 def test_settings_are_no_danger(states, run_tool, tmp_path, monkeypatch):
-    """Those of InLine's authors are yacs' nodes, of a package that need not be installed."""
+    """InLine's checkpoints hold yacs nodes, and yacs need not be installed to read them."""
     module = types.ModuleType('yacs.config')
     module.CfgNode = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
     monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
@@ -167,12 +167,12 @@ def test_settings_are_no_danger(states, run_tool, tmp_path, monkeypatch):
     torch.save(
         dict(model=states['inline-pvt-t'], config=settings, epoch=299), tmp_path / 'theirs.pth'
     )
-    run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    run_tool(INLINE_TO_MM, tmp_path / 'theirs.pth', tmp_path / 'ours.pth', fresh=True)
     assert (tmp_path / 'ours.pth').exists()
 
 
 def changed(state: dict, **changes) -> dict:
-    """A copy of the state dict with some entries replaced, or removed where they are None."""
+    """Copy the state dict with some entries replaced, or removed if the new value is None."""
     state = {**state, **{key.replace('/', '.'): t for key, t in changes.items()}}
     return {key: t for key, t in state.items() if t is not None}
 
@@ -183,7 +183,7 @@ class Code:
 
 
 def case(kind: str, message: str, **changes):
-    """A kind of checkpoint with changed entries, and what the converter says of it."""
+    """Return a kind of checkpoint, a function that changes its entries, and the expected message."""
     return kind, lambda state: changed(state, **changes), message
 
 

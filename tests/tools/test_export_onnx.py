@@ -1,4 +1,4 @@
-"""The exported file in ONNX Runtime, and what the tool refuses."""
+"""The exported file gives the same numbers in ONNX Runtime, and the tool refuses what it cannot do."""
 
 import re
 from pathlib import Path
@@ -75,6 +75,7 @@ def test_numbers(run_tool, parse_options, tmp_path, name):
         tmp_path / 'weights.pth',
         '--cfg-options',
         *options,
+        fresh=True,
     )
     assert len(re.findall(r'agrees with PyTorch to \S+e-0[4-9] ', done.stdout)) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ['model.onnx', 'weights.pth']

@@ -1,25 +1,24 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / 'tools' / 'misc' / 'make_shapes.py'
 COUNTS = {'train': 12, 'val': 6}
 SIZE = 96
 
 
-def run(out_dir, **options):
-    options = {**COUNTS, 'size': SIZE, **options}
-    command = [sys.executable, str(SCRIPT), str(out_dir)]
-    for name, value in options.items():
-        command += [f'--{name}', str(value)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture(scope='module')
+def run(run_tool):
+    """Run the tool for a folder; the options replace those of the small set that the tests share."""
+
+    def run(out_dir, **options):
+        options = {**COUNTS, 'size': SIZE, **options}
+        words = [word for name, value in options.items() for word in (f'--{name}', value)]
+        return run_tool('misc/make_shapes.py', out_dir, *words, check=False)
+
+    return run
 
 
 def contents(folder):
@@ -34,7 +33,7 @@ def contents(folder):
 
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
+def shapes(run, tmp_path_factory):
     out_dir = tmp_path_factory.mktemp('made') / 'deep' / 'shapes'
     result = run(out_dir)
     assert result.returncode == 0, result.stderr
@@ -85,12 +84,12 @@ def test_annotations(shapes, split):
             assert len(np.unique(image[mask.astype(bool)], axis=0)) <= 2
 
 
-def test_same_seed_same_set(shapes, tmp_path):
+def test_same_seed_same_set(run, shapes, tmp_path):
     assert run(tmp_path / 'again').returncode == 0
     assert contents(tmp_path / 'again') == contents(shapes)
 
 
-def test_other_seed_other_set(shapes, tmp_path):
+def test_other_seed_other_set(run, shapes, tmp_path):
     assert run(tmp_path / 'other', seed=1).returncode == 0
     first, other = contents(shapes), contents(tmp_path / 'other')
     assert set(first) == set(other)
@@ -102,13 +101,13 @@ def test_images_all_differ(shapes):
     assert len(set(pixels)) == len(pixels) == sum(COUNTS.values())
 
 
-def test_no_val_images(tmp_path):
+def test_no_val_images(run, tmp_path):
     assert run(tmp_path / 'shapes', val=0).returncode == 0
     coco = COCO(str(tmp_path / 'shapes' / 'annotations' / 'instances_val.json'))
     assert not coco.imgs and not coco.anns and len(coco.cats) == 4
 
 
-def test_reuse(shapes):
+def test_reuse(run, shapes):
     before = contents(shapes)
     result = run(shapes)
     assert result.returncode == 0, result.stderr
@@ -117,7 +116,7 @@ def test_reuse(shapes):
 
 
 @pytest.mark.parametrize('name, value', [('train', 13), ('val', 5), ('size', 128), ('seed', 1)])
-def test_other_arguments_are_refused(shapes, name, value):
+def test_other_arguments_are_refused(run, shapes, name, value):
     before = contents(shapes)
     result = run(shapes, **{name: value})
     assert result.returncode != 0
@@ -128,7 +127,7 @@ def test_other_arguments_are_refused(shapes, name, value):
 
 
 @pytest.mark.parametrize('meta', [None, '', '[1]', '3'])
-def test_foreign_folder_is_refused(tmp_path, meta):
+def test_foreign_folder_is_refused(run, tmp_path, meta):
     (tmp_path / 'notes.txt').write_text('mine')
     if meta is not None:
         (tmp_path / 'meta.json').write_text(meta)
@@ -151,7 +150,7 @@ def test_foreign_folder_is_refused(tmp_path, meta):
         ('seed', -1, '>= 0'),
     ],
 )
-def test_bad_arguments(tmp_path, name, value, allowed):
+def test_bad_arguments(run, tmp_path, name, value, allowed):
     result = run(tmp_path / 'shapes', **{name: value})
     assert result.returncode == 2
     message = result.stderr.splitlines()[-1]

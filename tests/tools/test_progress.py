@@ -1,4 +1,4 @@
-"""Long work shows how far it is and the time left, on a terminal; scripts can have silence."""
+"""On a terminal, long work shows its progress and the time left; ``--quiet`` turns that off."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 DEIT = 'configs/imagenet/inline-deit-tiny_8xb512-300e_in1k.py'
-# The command, and what it shows on the way.
+# For each tool: the command, and patterns of the progress bars that it shows.
 TOOLS = {
     'generator': (
         ['misc/make_shapes.py', '{}/shapes', '--train', '5', '--val', '2'],
@@ -48,6 +48,8 @@ TOOLS = {
             '64x64',
             '--repeats',
             '1',
+            '--seconds',
+            '0',
             '--turns',
             '1',
         ],
@@ -68,7 +70,7 @@ TOOLS = {
 
 @pytest.fixture
 def run(tmp_path):
-    """A tool with a terminal as its standard error: what it wrote to stdout and to the terminal."""
+    """Run a tool whose stderr is a terminal; return what it wrote to stdout and to the terminal."""
 
     def run(*command: str) -> tuple[str, str]:
         terminal, end = pty.openpty()
@@ -90,7 +92,7 @@ def run(tmp_path):
         while True:
             try:
                 shown += os.read(terminal, 4096)
-            except OSError:  # the last process that holds the other end has closed it
+            except OSError:  # no process has the other end open any more
                 break
         os.close(terminal)
         assert process.wait() == 0, shown.decode()
@@ -122,9 +124,9 @@ def test_a_terminal_shows_the_time_left(tool, run):
 
 
 def test_quiet(tool, run):
-    """Benchmarks write their table, as it is the result; the others nothing."""
+    """The benchmarks still print their table, which is the result; other tools print nothing."""
     stdout, shown = run(*TOOLS[tool][0], '--quiet')
-    # PyTorch says that there is a nvcc and no GPU.
+    # PyTorch warns where there is nvcc but no GPU.
     shown = [line for line in shown.splitlines() if 'No CUDA runtime' not in line]
     assert shown == []
     assert bool(stdout) == (tool in ('ops', 'backbones'))

@@ -1,4 +1,4 @@
-"""A run that is killed, again and again, and resumed ends where one ends that never was."""
+"""A run that is killed repeatedly and resumed ends with the same bits as an uninterrupted one."""
 
 import random
 import signal
@@ -57,7 +57,7 @@ LOOPS = {
 
 
 def state(checkpoint: Path) -> dict:
-    """All that a run goes on from, tensors as bytes."""
+    """Everything that a resumed run starts from, with the tensors as bytes."""
     content = torch.load(checkpoint, weights_only=False)
     parts = {
         name: content[name]
@@ -86,8 +86,8 @@ def test_ends_bit_equal(loop, small_digits, fork_tool, tmp_path):
         )
         assert done.returncode == -signal.SIGKILL, done.stdout[-3000:]
         for checkpoint in killed.glob('*.pth'):
-            torch.load(checkpoint, weights_only=False)  # is whole
-        more = [*more, 'randomness.seed=None']  # the seed, too, is the checkpoint's to tell
+            torch.load(checkpoint, weights_only=False)  # the file is complete
+        more = [*more, 'randomness.seed=None']  # the seed has to come from the checkpoint too
     done = fork_tool('train.py', config, '--work-dir', killed, '--resume', *options, *more)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 'resumed epoch: ' in done.stdout

@@ -1,4 +1,4 @@
-"""What tools/train.py, test.py and the launch scripts do with their options."""
+"""The options of tools/train.py, test.py and the launch scripts."""
 
 import json
 import os
@@ -12,8 +12,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 DEMO = 'configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py'
-# Earlier versions cannot read MMEngine's records of a run safely.
+# Earlier versions of torch cannot read the checkpoints of MMEngine's runs with weights_only.
 TRUST = ['--trust-pickle'] if torch.__version__ < (2, 6) else []
+TRAINED = pytest.mark.xdist_group('trained')  # they share a training run
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +26,7 @@ def shapes(tmp_path_factory, run_tool) -> Path:
 
 def options(folder: Path, epochs: int) -> list[str]:
     return [
-        # Detections of any score: after two steps there would be none to evaluate.
+        # Keep detections of any score: after two steps no score is high.
         '--cfg-options',
         'model.test_cfg.score_thr=0.',
         f'train_cfg.max_epochs={epochs}',
@@ -48,12 +49,13 @@ def options(folder: Path, epochs: int) -> list[str]:
 
 @pytest.fixture(scope='module')
 def trained(shapes, tmp_path_factory, run_tool) -> Path:
-    """A work dir with a checkpoint after two epochs of two steps."""
+    """A work dir with the checkpoint of a run of two epochs of two steps."""
     folder = tmp_path_factory.mktemp('work')
-    run_tool('train.py', DEMO, '--work-dir', folder, *options(shapes, 2))
+    run_tool('train.py', DEMO, '--work-dir', folder, *options(shapes, 2), fresh=True)
     return folder
 
 
+@TRAINED
 def test_resume_goes_on_from_the_last_checkpoint(trained, shapes, run_tool):
     done = run_tool(
         'train.py', DEMO, '--work-dir', trained, '--resume', *TRUST, *options(shapes, 3)
@@ -62,6 +64,7 @@ def test_resume_goes_on_from_the_last_checkpoint(trained, shapes, run_tool):
     assert (trained / 'epoch_3.pth').exists()
 
 
+@TRAINED
 def test_test_writes_metrics_predictions_and_pictures(trained, shapes, run_tool, tmp_path):
     arguments = DEMO, trained / 'epoch_2.pth', '--work-dir', tmp_path / 'work', *TRUST
     done = run_tool(
@@ -108,7 +111,7 @@ def test_tensorboard_gets_what_the_log_has(shapes, run_tool, tmp_path):
 
 
 def test_auto_scale_lr(shapes, run_tool, tmp_path):
-    """4 images a step for a config made for 16: a quarter of the rate."""
+    """With 4 images a step the learning rate is a quarter of that for 16."""
     done = run_tool(
         'train.py', DEMO, '--work-dir', tmp_path, '--auto-scale-lr', *options(shapes, 1)
     )
@@ -152,12 +155,12 @@ def launch(script: str, *args, **env) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_processes_train_and_test(shapes, tmp_path):
+def test_two_processes_train_and_test(shapes, free_port, tmp_path):
     train = launch(
-        'dist_train.sh', DEMO, 2, '--work-dir', tmp_path, *options(shapes, 1), PORT='29517'
+        'dist_train.sh', DEMO, 2, '--work-dir', tmp_path, *options(shapes, 1), PORT=free_port
     )
     assert train.returncode == 0, train.stderr[-3000:]
-    (log,) = tmp_path.glob('*/*.log')  # of the first process alone
+    (log,) = tmp_path.glob('*/*.log')  # only the first process writes one
     assert 'Epoch(train) [1][1/1]' in log.read_text()  # 8 images in two batches of 4, at once
     test = launch(
         'dist_test.sh',
@@ -170,7 +173,7 @@ def test_two_processes_train_and_test(shapes, tmp_path):
         tmp_path / 'metrics.json',
         *TRUST,
         *options(shapes, 1),
-        PORT='29518',
+        PORT=free_port,
     )
     assert test.returncode == 0, test.stderr[-3000:]
     assert test.stdout.count('coco/bbox_mAP:') >= 1
@@ -178,7 +181,7 @@ def test_two_processes_train_and_test(shapes, tmp_path):
 
 
 def test_slurm_starts_a_launcher_on_every_node(tmp_path):
-    """A stand-in for srun runs the command once a node, as Slurm does, and shows what it got."""
+    """A stand-in for srun runs the command once per node, as Slurm does, and echoes its arguments."""
     for name, body in {
         'srun': 'echo "$@" >&2\nwhile [ "$1" != bash ]; do shift; done\n'
         'for node in 0 1; do SLURM_NODEID=$node SLURM_JOB_NODELIST=n[0-1] "$@"; done',

@@ -1,4 +1,4 @@
-"""Multiply-adds, and the tables that compare ours with the papers'."""
+"""Counts of multiply-adds, and the tables that compare our models with the papers'."""
 
 import copy
 import functools
@@ -15,6 +15,8 @@ from soft_mm.ops import set_backend
 from soft_mm.ops.gaussian_product import tiled
 
 ROOT = Path(__file__).parents[2]
+# Tests that measure every model: that takes a minute, and is done once in a process.
+MEASURED = pytest.mark.xdist_group('measured')
 
 
 class OnMap(nn.Module):
@@ -31,7 +33,7 @@ D = C // H
 
 
 def test_soft_attention_counts_as_its_formula():
-    """Landmarks on a 3×4 grid of a 6×9 map, m = 12, of both heads."""
+    """A 6×9 map has landmarks on a 3×4 grid, so that m = 12 in each of the two heads."""
     m = 12
     counts = count_multiply_adds(OnMap(SOFTAttention(C, H, 2, 3)), torch.randn(B, N, C))
     assert counts['linear'] == 3 * B * N * C * C
@@ -56,7 +58,7 @@ def test_inline_attention_counts_as_its_formula():
     ],
 )
 def test_what_is_executed(layer, saved):
-    """The same arithmetic, seen where PyTorch runs it; less where keys and queries are not made."""
+    """PyTorch's own counter agrees, less what is saved where queries and keys are not computed."""
     x = torch.randn(B, N, C)
     counts = count_multiply_adds(OnMap(layer), x)
     executed = count_executed(OnMap(layer), x)
@@ -69,7 +71,8 @@ def test_what_is_executed(layer, saved):
 
 @pytest.mark.parametrize('solver', ['newton', 'ridge'])
 def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
-    """With 169 landmarks, enough for the rational function, and tiles; what is executed differs."""
+    """The backends count alike. With 169 landmarks the rational function and tiles are used, so that
+    the multiply-adds that are executed differ."""
     monkeypatch.setitem(tiled.TILE, 'cpu', 1)
     hw, x = (26, 26), torch.randn(1, 676, C)
     layer = SOFTAttention(C, H, 2, 3, solver=solver)
@@ -83,7 +86,7 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
     counted[1].pop('layer_norm')
     assert executed[1] == sum(counted[1].values())
     m = 169
-    k1 = H * 676 * m * (D + 4)  # made once more, of tokens that are two wider
+    k1 = H * 676 * m * (D + 4)  # computed a second time, from tokens that are two channels wider
     fast = H * m**3 * 19 // 24 + H * m * m * (18 - 1) * D - 20 * 2 * H * m**3
     assert executed[0] - executed[1] == k1 + (fast if solver == 'newton' else 0)
 
@@ -98,11 +101,11 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
 )
 def test_get_flops(run_tool, config, shape, parameters):
     shape = ('--shape', *shape) if shape else ()
-    done = run_tool('analysis_tools/get_flops.py', f'configs/{config}', *shape)
+    done = run_tool('analysis_tools/get_flops.py', f'configs/{config}', *shape, fresh=not shape)
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[1:])
     assert lines['parameters'] == parameters
     total, executed = (float(lines[name].split()[0]) for name in ('multiply-adds', 'executed'))
-    # All but the norms, and SOFT's K1 twice.
+    # What is executed leaves out the norms and computes SOFT's K1 twice.
     assert 0.98 * total < executed < 1.02 * total
 
 
@@ -123,19 +126,21 @@ def test_every_row_has_its_config(tables):
         for folder in tables.FOLDERS
         for path in (ROOT / 'configs' / folder).glob('*.py')
         if 'fsdp' not in path.name
-    }  # a row's run in shards
+    }  # the same model as another row's, trained in shards
 
 
+@MEASURED
 def test_our_models_are_the_papers(tables):
     assert list(tables.differences()) == []
 
 
+@MEASURED
 def test_a_difference_is_found(tables, monkeypatch):
     changed = copy.deepcopy(tables.papers())
     rows = {row['config']: row for row in changed['imagenet']}
     rows['inline-deit-tiny_8xb512-300e_in1k']['params'] *= 1.03
     rows['inline-pvt-tiny_8xb128-300e_in1k']['flops'] *= 1.1
-    rows['inline-cswin-tiny_8xb128-300e_in1k']['params'] = 20.6  # no disagreement any more
+    rows['inline-cswin-tiny_8xb128-300e_in1k']['params'] = 20.6  # listed, but agrees
     monkeypatch.setattr(tables, 'papers', lambda: changed)
     monkeypatch.setattr(tables, 'FOLDERS', ('imagenet',))
     assert [line.split(':')[0] for line in tables.differences()] == [
@@ -145,8 +150,9 @@ def test_a_difference_is_found(tables, monkeypatch):
     ]
 
 
+@MEASURED
 def test_pages_are_up_to_date(tables):
-    """Otherwise: tools/analysis_tools/tables.py --write."""
+    """If not, run tools/analysis_tools/tables.py --write."""
     pages = dict(tables.pages({}))
     assert len(pages) == 5
     for path, text in pages.items():
@@ -154,8 +160,9 @@ def test_pages_are_up_to_date(tables):
         assert path.read_text() == text, path
 
 
+@MEASURED
 def test_metafiles_are_up_to_date(metafiles):
-    """Otherwise: tools/analysis_tools/metafiles.py --write."""
+    """If not, run tools/analysis_tools/metafiles.py --write."""
     files = dict(metafiles.files())
     assert len(files) == 4
     for path, text in files.items():
@@ -175,6 +182,7 @@ def test_metafiles_name_files_that_exist():
             assert model['In Collection'] in collections
 
 
+@MEASURED
 def test_only_measured_accuracies_are_ours(tables):
     config = 'mask-rcnn_soft-norm-tiny_fpn_1x_coco'
     metrics = {'coco/bbox_mAP': 0.4129, 'coco/segm_mAP': 0.3871}

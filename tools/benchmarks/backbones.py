@@ -74,7 +74,6 @@ CASES = {
     'ConvNeXt-T': Case(dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), 'mmpretrain'),
 }
 MODES = ('forward', 'training step')
-MIN_TOTAL_TIME = 3000.0  # milliseconds that the runs of a case take in total, at least
 SINGLE_TURN_TIME = 1000.0  # milliseconds; slower cases are measured in one turn
 AGREE = 1e-2  # largest difference from the reference, relative to the largest value of a map
 
@@ -109,7 +108,9 @@ def build(case: Case) -> nn.Module:
     return model
 
 
-def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: int) -> dict:
+def measure(
+    name: str, size: tuple[int, int], mode: str, device: str, repeats: int, seconds: float
+) -> dict:
     """Measure one case in this process."""
     case = CASES[name]
     model = build(case).to(device)
@@ -128,7 +129,7 @@ def measure(name: str, size: tuple[int, int], mode: str, device: str, repeats: i
     model.zero_grad()
     memory = peak_memory(step, device)
     times = []
-    while len(times) < repeats or sum(times) < MIN_TOTAL_TIME:
+    while len(times) < repeats or sum(times) < 1e3 * seconds:
         times.append(milliseconds(step, device))
     result = Measured(name, size, mode, times, memory)
     if case.baseline and mode == 'forward':
@@ -199,6 +200,8 @@ def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespa
             args.device,
             '--repeats',
             str(args.repeats),
+            '--seconds',
+            str(args.seconds),
         ],
         env={**os.environ, 'SOFT_MM_BACKEND': CASES[name].backend or ''},
         capture_output=True,
@@ -326,11 +329,13 @@ def parse_args() -> argparse.Namespace:
         help='measure only cases whose name contains a PART (default: all)',
     )
     parser.add_argument(
-        '--repeats',
-        type=int,
-        default=3,
-        help='minimum number of runs per turn; more if they take less than 3 seconds in total '
-        '(default: 3)',
+        '--repeats', type=int, default=3, help='minimum number of runs per turn (default: 3)'
+    )
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=3.0,
+        help='minimum time that the runs of a turn take in total, in seconds (default: 3)',
     )
     parser.add_argument(
         '--turns',
@@ -349,9 +354,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.case:
-        print(
-            json.dumps(measure(args.case, args.sizes[0], args.modes[0], args.device, args.repeats))
-        )
+        of = args.case, args.sizes[0], args.modes[0], args.device, args.repeats, args.seconds
+        print(json.dumps(measure(*of)))
         return
     results = run_all(args)
     conditions = f'{machine(args.device)}, fp32, batch 1'

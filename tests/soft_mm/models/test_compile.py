@@ -1,4 +1,4 @@
-"""torch.compile and torch.export of every backbone: the same numbers, without a graph break."""
+"""Every backbone compiles and exports without a graph break, and gives the same numbers."""
 
 import copy
 
@@ -36,7 +36,7 @@ FAMILIES = ('SOFT-Norm', 'InLineDeiT', 'InLinePVT', 'InLineSwin', 'InLineCSwin')
 
 
 def names(short: tuple[str, ...], every=tuple(MODELS)) -> list:
-    """Of every model, those that are not in the short list as long tests."""
+    """Parameters for every model; those that are not in the short list are long tests."""
     return [pytest.param(name, marks=() if name in short else pytest.mark.long) for name in every]
 
 
@@ -53,7 +53,7 @@ def image(*size: int) -> Tensor:
 def with_gradients(
     model: nn.Module, call, x: Tensor, dynamic: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Maps, and the gradients of the image and of all parameters."""
+    """Return the maps, and the gradients of the image and of all parameters."""
     x = x.clone().requires_grad_()
     if dynamic:
         torch._dynamo.mark_dynamic(x, (2, 3))
@@ -65,7 +65,7 @@ def with_gradients(
 
 
 def assert_same(ours: list[Tensor], expected: list[Tensor], rtol: float) -> None:
-    """To ``rtol`` of the largest value of all, as some gradients are 0 but for rounding."""
+    """Compare relative to the largest value of all, as some gradients are 0 up to rounding."""
     atol = rtol * max(t.abs().max().item() for t in expected)
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
@@ -117,12 +117,12 @@ def test_inductor(name, mode):
 )
 @torch.no_grad()
 def test_exports_for_any_size(name):
-    """With operators of PyTorch's alone, so that the program needs no soft_mm."""
+    """The program has PyTorch's operators only, so that it runs without soft_mm."""
     model = build(name, 'eval')
     dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.export.export(model, (image(1, 3, 161, 203),), dynamic_shapes=(dynamic,))
     assert not [node for node in program.graph.nodes if 'soft_mm' in str(node.target)]
-    # Its guards are of strides, which the graph does not use.
+    # The guards check strides, which the graph does not use.
     exported = program.module(check_guards=False)
     for size in (161, 203), (203, 161), (320, 448), (128, 128):
         x = image(1, 3, *size)

@@ -1,7 +1,9 @@
 """Compile every Triton kernel for a GPU that need not be there: ``kernel_resources.py CAPABILITY``.
 
-Prints for each: its name and what it is specialised for, and the bytes of shared memory of a block,
-the registers of a thread, and the bytes of its stack, where it spills others.
+Prints for each kernel its name with what it is specialised for, the bytes of shared memory of a
+block, the registers of a thread, and the bytes of a thread's stack, to which registers spill.
+
+Triton keeps what it has compiled in its own cache, by the source and the versions of its tools.
 """
 
 import re
@@ -24,7 +26,7 @@ CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 def report(
     capability: int, kernel, pointers: dict[str, str], constants: dict, floats=(), **options
 ) -> str:
-    """One line; arguments that are neither pointers nor constants nor floats are integers."""
+    """Describe a kernel in a line. Arguments not named as pointers, constants or floats are integers."""
     kinds = {
         **dict.fromkeys(kernel.arg_names, 'i32'),
         **dict.fromkeys(constants, 'constexpr'),
