@@ -232,7 +232,7 @@ TASKS = {
         ade20k,
         'ade20k',
         (320, 250),
-        (96, 12),
+        (96, 16),
         SEGMENTS,
         fresh=True,
     ),
@@ -241,7 +241,7 @@ TASKS = {
         COCO.format('retinanet_inline-pvt-tiny'), coco_boxes, 'coco', (480, 100), (192, 12), BOXES
     ),
     'inline-swin-upernet': Task(
-        ADE20K.format('inline-swin-tiny'), ade20k, 'ade20k', (320, 250), (96, 12), SEGMENTS
+        ADE20K.format('inline-swin-tiny'), ade20k, 'ade20k', (320, 250), (96, 16), SEGMENTS
     ),
     **{
         f'{name}-classifier': Task(DIGITS, options, 'digits', (64, epochs), (32, 1), CLASSES)
