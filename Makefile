@@ -23,7 +23,8 @@ TORCH ?= torch
 MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
 # The cores are shared out among pytest's workers: one thread each, for the commands they start too.
-PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+# A file stays in one worker, as its tests share what its fixtures have trained or built.
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 

@@ -17,20 +17,6 @@ if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # Triton reads this when it is imported
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items) -> None:
-    """With pytest-xdist, keep in one worker what must not run at the same time.
-
-    These are the tests that need the GPU, whose memory they share, and those of test_processes.py,
-    whose runs meet at one port.
-    """
-    for item in items:
-        if item.get_closest_marker('gpu'):
-            item.add_marker(pytest.mark.xdist_group('gpu'))
-        elif item.path.name == 'test_processes.py':
-            item.add_marker(pytest.mark.xdist_group('processes'))
-
-
 @pytest.fixture
 def gpu() -> str:
     """A GPU; without one the test is skipped."""

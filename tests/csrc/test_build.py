@@ -45,9 +45,6 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-BUILT = pytest.mark.xdist_group('cuda_build')  # they share the build
-
-
 @pytest.fixture(scope='module')
 def cuda_build() -> tuple[Path, str]:
     """The library built for CUDA, apart from the installed one, and the compilers' messages.
@@ -82,7 +79,6 @@ def cuda_build() -> tuple[Path, str]:
     return library, (folder / 'messages.txt').read_text()
 
 
-@BUILT
 def test_loading_the_cuda_build_registers_the_ops(cuda_build):
     done = python(
         '-c',
@@ -99,7 +95,6 @@ for op in 'squared_distance', 'exact_gaussian_kernel', 'weighted_differences':
     assert done.returncode == 0, done.stderr
 
 
-@BUILT
 def test_no_kernel_spills_registers(cuda_build):
     report = '\n'.join(
         re.findall(r'.*(?:entry function|bytes spill|Used \d+ registers).*', cuda_build[1])

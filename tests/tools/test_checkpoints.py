@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group('checkpoints')  # they share a training run
-
 
 class Code:
     """An object that makes a folder when it is unpickled."""

@@ -232,7 +232,7 @@ TASKS = {
         ade20k,
         'ade20k',
         (320, 250),
-        (96, 12),
+        (96, 16),
         SEGMENTS,
         fresh=True,
     ),
@@ -241,7 +241,7 @@ TASKS = {
         COCO.format('retinanet_inline-pvt-tiny'), coco_boxes, 'coco', (480, 100), (192, 12), BOXES
     ),
     'inline-swin-upernet': Task(
-        ADE20K.format('inline-swin-tiny'), ade20k, 'ade20k', (320, 250), (96, 12), SEGMENTS
+        ADE20K.format('inline-swin-tiny'), ade20k, 'ade20k', (320, 250), (96, 16), SEGMENTS
     ),
     **{
         f'{name}-classifier': Task(DIGITS, options, 'digits', (64, epochs), (32, 1), CLASSES)
@@ -260,12 +260,11 @@ def task(request) -> Task:
     return TASKS[request.param]
 
 
-@pytest.fixture
-def data(request, task, shared, tmp_path) -> Path:
-    """The folder of a task's images; of the digits test_short has ten batches, the others all."""
+def images(task: Task, shared: Callable, tmp_path: Path, scans: int) -> Path:
+    """The folder of a task's images, which for a classifier are the first ``scans`` digits."""
     if task.data != 'digits':
         return shared('data') / task.data
-    return write_digits(tmp_path / 'digits', 400 if request.function is test_short else 1797)
+    return write_digits(tmp_path / 'digits', scans)
 
 
 def train_and_test(
@@ -298,8 +297,9 @@ def train_and_test(
     return [line['loss'] for line in lines if 'loss' in line], lines[-1], metrics
 
 
-def test_short(task, data, run_tool, tmp_path):
+def test_short(task, shared, run_tool, tmp_path):
     """The loss falls, the evaluation runs, and the checkpoint reloads to the same numbers."""
+    data = images(task, shared, tmp_path, 400)
     run = functools.partial(run_tool, fresh=task.fresh)
     losses, trained, reloaded = train_and_test(task, data, task.short, run, tmp_path)
     quarter = len(losses) // 4
@@ -310,7 +310,8 @@ def test_short(task, data, run_tool, tmp_path):
 
 
 @pytest.mark.long
-def test_learns(task, data, run_tool, tmp_path):
+def test_learns(task, shared, run_tool, tmp_path):
+    data = images(task, shared, tmp_path, 1797)
     _, _, metrics = train_and_test(task, data, task.full, run_tool, tmp_path)
     print(metrics)
     for name, least in task.reach.items():

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 DEMO = 'configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py'
 # Earlier versions of torch cannot read the checkpoints of MMEngine's runs with weights_only.
 TRUST = ['--trust-pickle'] if torch.__version__ < (2, 6) else []
-TRAINED = pytest.mark.xdist_group('trained')  # they share a training run
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +54,6 @@ def trained(shapes, tmp_path_factory, run_tool) -> Path:
     return folder
 
 
-@TRAINED
 def test_resume_goes_on_from_the_last_checkpoint(trained, shapes, run_tool):
     done = run_tool(
         'train.py', DEMO, '--work-dir', trained, '--resume', *TRUST, *options(shapes, 3)
@@ -64,7 +62,6 @@ def test_resume_goes_on_from_the_last_checkpoint(trained, shapes, run_tool):
     assert (trained / 'epoch_3.pth').exists()
 
 
-@TRAINED
 def test_test_writes_metrics_predictions_and_pictures(trained, shapes, run_tool, tmp_path):
     arguments = DEMO, trained / 'epoch_2.pth', '--work-dir', tmp_path / 'work', *TRUST
     done = run_tool(

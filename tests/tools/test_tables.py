@@ -15,8 +15,6 @@ from soft_mm.ops import set_backend
 from soft_mm.ops.gaussian_product import tiled
 
 ROOT = Path(__file__).parents[2]
-# Tests that measure every model: that takes a minute, and is done once in a process.
-MEASURED = pytest.mark.xdist_group('measured')
 
 
 class OnMap(nn.Module):
@@ -129,12 +127,10 @@ def test_every_row_has_its_config(tables):
     }  # the same model as another row's, trained in shards
 
 
-@MEASURED
 def test_our_models_are_the_papers(tables):
     assert list(tables.differences()) == []
 
 
-@MEASURED
 def test_a_difference_is_found(tables, monkeypatch):
     changed = copy.deepcopy(tables.papers())
     rows = {row['config']: row for row in changed['imagenet']}
@@ -150,7 +146,6 @@ def test_a_difference_is_found(tables, monkeypatch):
     ]
 
 
-@MEASURED
 def test_pages_are_up_to_date(tables):
     """If not, run tools/analysis_tools/tables.py --write."""
     pages = dict(tables.pages({}))
@@ -160,7 +155,6 @@ def test_pages_are_up_to_date(tables):
         assert path.read_text() == text, path
 
 
-@MEASURED
 def test_metafiles_are_up_to_date(metafiles):
     """If not, run tools/analysis_tools/metafiles.py --write."""
     files = dict(metafiles.files())
@@ -182,7 +176,6 @@ def test_metafiles_name_files_that_exist():
             assert model['In Collection'] in collections
 
 
-@MEASURED
 def test_only_measured_accuracies_are_ours(tables):
     config = 'mask-rcnn_soft-norm-tiny_fpn_1x_coco'
     metrics = {'coco/bbox_mAP': 0.4129, 'coco/segm_mAP': 0.3871}

@@ -73,12 +73,14 @@ def test_outputs(family):
     model = build(family).eval()
     maps = model(x)
     assert model.out_channels == [m.shape[1] for m in maps]
+    assert model.out_strides == [64 // m.shape[2] for m in maps]
     first_and_last = build(family, out_indices=(0, -1))
     first_and_last.load_state_dict(model.state_dict(), strict=False)
     torch.testing.assert_close(first_and_last.eval()(x), (maps[0], maps[-1])[-len(maps) :])
     pooled = build(family, out_type='avg_featmap')
     pooled.load_state_dict(model.state_dict(), strict=False)
     assert pooled.out_channels == [maps[-1].shape[1]]
+    assert pooled.out_strides == [64 // maps[-1].shape[2]]
     torch.testing.assert_close(pooled.eval()(x), (maps[-1].mean((2, 3)),))
 
 
@@ -101,6 +103,7 @@ def test_pyramid():
     x = image(2, 3, 97, 45)
     model = build('InLineDeiT', pyramid=True).eval()
     assert model.out_channels == [8, 16, 32, 32]
+    assert model.out_strides == [4, 8, 16, 32]
     maps = model(x)
     for m, channels, stride in zip(maps, model.out_channels, STRIDES, strict=True):
         assert m.shape == (2, channels, -(-97 // stride), -(-45 // stride))
@@ -110,6 +113,7 @@ def test_pyramid():
     torch.testing.assert_close(maps[2], plain.eval()(x)[0])
     some = build('InLineDeiT', pyramid=True, out_indices=(1, -1)).eval()
     assert some.out_channels == [16, 32]
+    assert some.out_strides == [8, 32]
     assert [m.shape for m in some(x)] == [maps[1].shape, maps[3].shape]
     sum(m.sum() for m in some(x)).backward()
     assert not [name for name, p in some.named_parameters() if p.grad is None]
