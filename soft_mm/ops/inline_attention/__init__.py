@@ -46,7 +46,7 @@ def inline_self_attention(
         weight: of the projection to q, k and v, ``(3·C, C)``.
         bias: of the projection, ``(3·C,)``.
         num_heads: number of heads; divides C.
-        backend: 'torch' may use the covariance of the tokens; all others compute q and k.
+        backend: 'reference' and 'standard' always compute q and k; all others run 'torch'.
 
     Returns:
         The attention's output and v, each ``(B, N, C)`` with the heads concatenated.

@@ -16,7 +16,7 @@ def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
     width = dims // num_heads
     return (
         x.device.type == 'cpu'
-        and choose_backend(backend, x.device) == 'torch'
+        and choose_backend(backend, x.device) not in ('reference', 'standard')
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled('cpu')
         and 2 * num_tokens * width > dims * (dims + 2 * width)
