@@ -1,12 +1,12 @@
 # make demo    train, evaluate and draw a SOFT-Norm detector on generated shapes
-# make test    lint and the test suite, in a process for each core (4 at most); make test-all adds
-#              what trains for minutes on real images
-# make test-fast   lint and one test of every kind, those of tests/fast.txt: two minutes
-# make setup   the environment both need, in .venv
+# make test    lint and the test suite, in one process per core, at most 4: 12 minutes on two cores
+# make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
+# make test-all    make test with the long tests too: training on real images, compilation, export
+# make setup   create the environment that they need, in .venv
 #
-# PYTHON names the interpreter, one of PYTHONS. A wheel of mmcv is taken from the folder WHEELHOUSE, or
-# else built, in 12 minutes on two cores, and kept in the folder WHEELS, for other checkouts and for
-# after make clean.
+# PYTHON is the interpreter, one of PYTHONS. WHEELHOUSE is a folder with a wheel of mmcv. Without one,
+# mmcv is built, in 12 minutes on two cores, and its wheel is kept in the folder WHEELS for other
+# checkouts and for the time after make clean.
 
 PYTHON ?= python3
 PYTHONS := 3.10 3.11 3.12 3.13
@@ -22,7 +22,7 @@ MMCV := env WHEELHOUSE='$(WHEELHOUSE)' WHEELS='$(WHEELS)' tools/install_mmcv.sh
 TORCH ?= torch
 MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
-# The cores are shared out among pytest's workers: one thread each, for the commands they start too.
+# Each worker of pytest, and each command that a test starts, uses one thread.
 # A file stays in one worker, as its tests share what its fixtures have trained or built.
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
@@ -51,7 +51,7 @@ test-fast: lint
 	    'The failures stand above; if none do, tests/fast.txt names a test that is gone.' \
 	    $(PYTEST) @tests/fast.txt
 
-# The ops and backbones alone, with another Python, torch or MMEngine, in an environment of its own:
+# Only the tests of soft_mm, with another Python, torch or MMEngine, in a separate environment:
 # make test-core PYTHON=python3.12 TORCH='torch==2.4.1 numpy<2.3' MMENGINE=mmengine==0.10.7
 test-core:
 	$(STEP) 'make $(CORE)' 'Remove $(CORE) and run make again.' $(PYTHON) -m venv $(CORE)
@@ -60,8 +60,8 @@ test-core:
 	$(STEP) 'run the tests of soft_mm' 'The failures stand above.' \
 	    env PYTHONPATH=$(CURDIR) $(CORE)/bin/python -m pytest -p no:cacheprovider tests/soft_mm
 
-# The detector's commands with OpenMMLab's own packages, on the last torch they work with, on Python
-# 3.11, in an environment of its own; mmcv is built for it and kept, as above:
+# The commands on a detector with the official OpenMMLab packages and the last torch that they work
+# with, on Python 3.11, in a separate environment. mmcv is built and its wheel kept as above.
 # make test-openmmlab PYTHON=python3.11
 test-openmmlab:
 	$(STEP) 'make $(OPENMMLAB)' 'Remove $(OPENMMLAB) and run make again.' $(PYTHON) -m venv $(OPENMMLAB)
@@ -82,7 +82,7 @@ lint: setup
 
 setup: $(BIN)/.soft_mm
 ifneq ($(origin PYTHON),file)
-	$(STEP) 'check that .venv is of $(PYTHON)' 'Run make clean to have it made anew.' \
+	$(STEP) 'check that .venv is of $(PYTHON)' 'Run make clean to create it again.' \
 	    $(PYTHON) -c 'import os, sys; own = "python%d.%d" % sys.version_info[:2]; there = os.listdir(".venv/lib"); sys.exit(own not in there and f"PYTHON is {own}, .venv is of {there[0]}")'
 endif
 
@@ -106,13 +106,13 @@ $(BIN)/.mmcv: $(BIN)/.requirements
 	    $(MMCV) $(BIN)/python $$(grep '^onedl-mmcv==' requirements.txt)
 	@touch $@
 
-# With its compiled ops where there is a C++ compiler; FORCE_CUDA=1 builds them for GPUs too.
+# Builds the compiled ops if there is a C++ compiler; FORCE_CUDA=1 builds them for GPUs too.
 $(BIN)/.soft_mm: setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.*) $(BIN)/.mmcv
 	$(STEP) 'install soft_mm' 'It needs the Python headers to compile (Debian: apt-get install python3-dev).' $(PIP) --editable .
 	@touch $@
 
-# Writes requirements.txt from requirements.in. Pins that it has already are kept where they fit: remove
-# it first to have the newest releases. uv writes on every line for which machines it has resolved.
+# Generates requirements.txt from requirements.in. Existing pins are kept if they still fit; remove the
+# file first to get the newest releases. uv appends the platform to every line, and sed removes it.
 pins:
 	$(STEP) 'make $(PINS)' 'Remove $(PINS) and run make again.' $(PYTHON) -m venv $(PINS)
 	$(STEP) 'install uv' 'Check the network.' $(PINS)/bin/python -m pip install --quiet uv==0.13.9

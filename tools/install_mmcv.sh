@@ -1,8 +1,8 @@
 #!/bin/sh
 # Install mmcv with its compiled ops: tools/install_mmcv.sh PYTHON PACKAGE==VERSION
-# PYTHON's environment has torch, MMEngine and the build tools. The wheel is the one in the folder
-# WHEELHOUSE that fits, else the one that an earlier call has kept in the folder WHEELS, else it is
-# built and kept there. MAX_JOBS compilers run at a time, by default one a core.
+# The environment of PYTHON must have torch, MMEngine and the build tools. The script installs a matching
+# wheel from the folder WHEELHOUSE, else one that an earlier call kept in the folder WHEELS; else it
+# builds a wheel and keeps it there. MAX_JOBS compilers run in parallel, by default one per core.
 set -eu
 python=$1 package=$2
 
@@ -11,7 +11,7 @@ if [ -n "${WHEELHOUSE:-}" ] && [ ! -d "$WHEELHOUSE" ]; then
     exit 1
 fi
 
-# The name of a wheel says for which Python it is. What its ops need besides names its folder here.
+# The file name of a wheel gives the Python version. The folder name adds what its ops depend on.
 kept=$WHEELS/$("$python" -W ignore - <<'END'
 import os
 import platform
@@ -32,7 +32,7 @@ install() {
     "$python" -m pip install --quiet --no-deps --force-reinstall "$@"
 }
 
-# A build that does not find torch leaves the ops out silently.
+# A build that does not find torch silently omits the ops.
 has_ops() {
     "$python" -W ignore -c 'import mmcv.ops'
 }
@@ -40,16 +40,16 @@ has_ops() {
 for folder in ${WHEELHOUSE:+"$WHEELHOUSE"} "$kept"; do
     if install --no-index --only-binary :all: --find-links "$folder" "$package" 2>/dev/null; then
         has_ops || {
-            echo "The ops of the wheel of $package in $folder do not load: remove it" >&2
+            echo "The ops of the wheel of $package in $folder cannot be loaded; remove it" >&2
             exit 1
         }
-        echo "took $package from $folder"
+        echo "installed $package from $folder"
         exit
     fi
 done
 
-# torch compiles one file after another where there is no ninja on the PATH. pip's own cache is left
-# out, because it would take a wheel built against another torch.
+# Without ninja on the PATH, torch compiles one file at a time. pip's own cache is disabled, because it
+# may hold a wheel that was built against another torch.
 new=$(mktemp -d "$kept/new-XXXXXX")
 trap 'rm -rf "$new"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -59,4 +59,4 @@ env PATH="$(cd "$(dirname "$python")" && pwd):$PATH" MAX_JOBS="${MAX_JOBS:-$(npr
 install "$new"/*.whl
 has_ops
 mv "$new"/*.whl "$kept"
-echo "built $package and kept its wheel in $kept"
+echo "built $package; its wheel is kept in $kept"
