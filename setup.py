@@ -1,4 +1,4 @@
-"""What must be code: the compiled extension. All else about the package is in pyproject.toml."""
+"""Build of the compiled extension. The metadata of the package is in pyproject.toml."""
 
 import os
 import shutil
@@ -15,22 +15,22 @@ def sources(pattern: str) -> list[str]:
 
 
 def extension() -> dict:
-    """What makes setup build soft_mm._C, the ops of csrc/: nothing where they cannot be built.
+    """Arguments that make setup() build soft_mm._C, the ops of csrc/; empty if that is impossible.
 
     Raises:
-        SystemExit: if FORCE_CUDA=1 asks for the CUDA sources and they cannot be built.
+        SystemExit: if FORCE_CUDA=1 requests the CUDA sources and they cannot be built.
     """
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError as error:
-        return without_extension(f'{error} (pip needs --no-build-isolation to see it)')
+        return without_extension(f'{error} (with pip, pass --no-build-isolation)')
     compiler = os.environ.get('CXX', 'c++')
     if sys.platform != 'linux' or not shutil.which(compiler):
-        return without_extension(f'it takes Linux and a C++ compiler (CXX={compiler})')
+        return without_extension(f'building them needs Linux and a C++ compiler (CXX={compiler})')
 
     forced = os.environ.get('FORCE_CUDA') == '1'
-    # A torch without CUDA has no CUDA_HOME.
+    # CUDA_HOME is None if torch is built without CUDA.
     nvcc = cpp_extension.CUDA_HOME and shutil.which('nvcc', path=f'{cpp_extension.CUDA_HOME}/bin')
     if forced and not nvcc:
         raise SystemExit(
@@ -38,7 +38,7 @@ def extension() -> dict:
             f'got CUDA_HOME={cpp_extension.CUDA_HOME}, torch {torch.__version__}'
         )
     cuda = forced or (torch.cuda.is_available() and nvcc)
-    # CUDA's headers as pip installs them with torch, which a bare nvcc lacks.
+    # pip installs CUDA's headers with torch; an nvcc without the toolkit lacks them.
     headers = Path(torch.__file__).parents[1].glob('nvidia/*/include') if cuda else ()
     return dict(
         ext_modules=[
@@ -47,7 +47,7 @@ def extension() -> dict:
                 sources('*.cpp') + (sources('*.cu') if cuda else []),
                 depends=sources('*.h'),
                 include_dirs=[str(path) for path in headers],
-                # Not linked with OpenMP: torch brings a copy of its own, and two have two pools.
+                # Not linked with OpenMP: torch ships its own copy, and two copies have two pools.
                 extra_compile_args=dict(cxx=['-O3', '-fopenmp'], nvcc=['-O3']),
             )
         ],

@@ -119,12 +119,12 @@ def test_cuda_without_nvcc_is_an_error(tmp_path):
         (
             '',
             {'CXX': 'no-such-compiler'},
-            'it takes Linux and a C++ compiler (CXX=no-such-compiler)',
+            'building them needs Linux and a C++ compiler (CXX=no-such-compiler)',
         ),
         (
             'import sys; sys.modules["torch"] = None; ',
             {},
-            '(pip needs --no-build-isolation to see it)',
+            '(with pip, pass --no-build-isolation)',
         ),
     ],
 )
