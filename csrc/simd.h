@@ -8,33 +8,45 @@
 #include <ATen/ops/constant_pad_nd.h>
 
 #include <cstdint>
-#include <string>
 
 namespace soft_mm {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-template <typename Body>
-[[gnu::target("avx512f")]] void run_avx512(const Body& body) {
-  body();
+enum class Vectors { kNone, kAvx2, kAvx512 };
+
+// Those that PyTorch chose for its own kernels, from the processor or from the environment variable
+// ATEN_CPU_CAPABILITY (avx512, avx2 or default).
+inline Vectors vectors() {
+  static const Vectors chosen = [] {
+    const auto capability = at::get_cpu_capability();
+    return capability == "AVX512" ? Vectors::kAvx512
+           : capability == "AVX2" ? Vectors::kAvx2
+                                  : Vectors::kNone;
+  }();
+  return chosen;
 }
 
-template <typename Body>
-[[gnu::target("avx2,fma")]] void run_avx2(const Body& body) {
-  body();
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+template <typename Loop, typename... Args>
+[[gnu::target("avx512f")]] void run_avx512(Loop loop, Args... args) {
+  loop(args...);
+}
+
+template <typename Loop, typename... Args>
+[[gnu::target("avx2,fma")]] void run_avx2(Loop loop, Args... args) {
+  loop(args...);
 }
 #endif
 
-// Runs a lambda that is always inlined. It is compiled for AVX-512, for AVX2 and for neither; the
-// version that runs is the one that PyTorch chose for its own kernels, from the processor or from
-// the environment variable ATEN_CPU_CAPABILITY (avx512, avx2 or default).
-template <typename Body>
-void vectorized(const Body& body) {
+// Runs a loop, a lambda that is always inlined, in the version for these vectors: it is compiled for
+// AVX-512, for AVX2 and for neither. Arguments are passed by value, because the compiler would assume
+// that the loop's results overwrite whatever it reads by reference.
+template <typename Loop, typename... Args>
+void vectorized(Loop loop, Args... args) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return run_avx512(body);
-  if (capability == "AVX2") return run_avx2(body);
+  if (vectors() == Vectors::kAvx512) return run_avx512(loop, args...);
+  if (vectors() == Vectors::kAvx2) return run_avx2(loop, args...);
 #endif
-  body();
+  loop(args...);
 }
 
 // Results that the innermost loop keeps in registers. Their dimension is padded to a multiple of

@@ -158,13 +158,14 @@ at::Tensor convolve_tokens(const at::Tensor& v, const at::Tensor& filters,
     const auto row = width * shape.channels, map_stride = maps.stride(0);
     at::parallel_for(0, images * height, kGrain / (kTaps * std::max<int64_t>(1, row)) + 1,
                      [&](int64_t begin, int64_t end) {
-      vectorized([&]() __attribute__((always_inline)) {
-        for (auto i = begin; i < end; ++i) {
-          const auto image = i / height;
-          convolve_row(map + image * map_stride, filter + image * kTaps * shape.channels, offset,
-                       result + i * row, i % height, shape);
-        }
-      });
+      const auto convolve = [](auto... args) __attribute__((always_inline)) {
+        convolve_row(args...);
+      };
+      for (auto i = begin; i < end; ++i) {
+        const auto image = i / height;
+        vectorized(convolve, map + image * map_stride, filter + image * kTaps * shape.channels,
+                   offset, result + i * row, i % height, shape);
+      }
     });
   });
   return out.narrow(-1, 0, channels).to(v.scalar_type()).contiguous();
@@ -187,15 +188,16 @@ at::Tensor correlate_tokens(const at::Tensor& grad, const at::Tensor& v, int64_t
     const auto terms = kTaps * row * (height / parts + 1);
     at::parallel_for(0, images * parts, kGrain / std::max<int64_t>(1, terms) + 1,
                      [&](int64_t begin, int64_t end) {
-      vectorized([&]() __attribute__((always_inline)) {
-        for (auto i = begin; i < end; ++i) {
-          const auto image = i / parts, part = i % parts;
-          for (auto y = height * part / parts; y < height * (part + 1) / parts; ++y) {
-            correlate_row(factor + (image * height + y) * row, map + image * map_stride,
-                          result + i * kTaps * shape.channels, y, shape);
-          }
+      const auto correlate = [](auto... args) __attribute__((always_inline)) {
+        correlate_row(args...);
+      };
+      for (auto i = begin; i < end; ++i) {
+        const auto image = i / parts, part = i % parts;
+        for (auto y = height * part / parts; y < height * (part + 1) / parts; ++y) {
+          vectorized(correlate, factor + (image * height + y) * row, map + image * map_stride,
+                     result + i * kTaps * shape.channels, y, shape);
         }
-      });
+      }
     });
   });
   return sums.sum(1).narrow(-1, 0, channels).mT().reshape({images, channels, 3, 3})

@@ -66,9 +66,7 @@ void for_each_row(const at::Tensor& q, const at::Tensor& k, const Row& row) {
   const auto terms = std::max<int64_t>(1, k.size(-2) * k.size(-1));
   at::parallel_for(0, q.numel() / q.size(-1), std::max<int64_t>(1, kGrain / terms),
                    [&](int64_t begin, int64_t end) {
-                     vectorized([&]() __attribute__((always_inline)) {
-                       for (auto n = begin; n < end; ++n) row(n / rows, n);
-                     });
+                     for (auto n = begin; n < end; ++n) row(n / rows, n);
                    });
 }
 
@@ -121,8 +119,9 @@ at::Tensor distances(const at::Tensor& q, const at::Tensor& k) {
     const auto* q_data = rows.const_data_ptr<scalar_t>();
     const auto* k_data = columns.const_data_ptr<scalar_t>();
     auto* out_data = out.mutable_data_ptr<scalar_t>();
-    for_each_row(q, k, [&](int64_t l, int64_t n) __attribute__((always_inline)) {
-      distances_of_row(q_data + n * d, k_data + l * d * width, width, d, m, out_data + n * m);
+    for_each_row(q, k, [&](int64_t l, int64_t n) {
+      vectorized([](auto... args) __attribute__((always_inline)) { distances_of_row(args...); },
+                 q_data + n * d, k_data + l * d * width, width, d, m, out_data + n * m);
     });
   });
   return out;
@@ -150,9 +149,10 @@ at::Tensor weighted_differences(const at::Tensor& weight, const std::optional<at
     const auto* q_data = rows.const_data_ptr<scalar_t>();
     const auto* k_data = columns.const_data_ptr<scalar_t>();
     auto* out_data = out.mutable_data_ptr<scalar_t>();
-    for_each_row(q, k, [&](int64_t l, int64_t n) __attribute__((always_inline)) {
-      differences_of_row(w_data + n * m, q_data + n * width, k_data + l * m * width, width, d, m,
-                         out_data + n * d);
+    for_each_row(q, k, [&](int64_t l, int64_t n) {
+      vectorized([](auto... args) __attribute__((always_inline)) { differences_of_row(args...); },
+                 w_data + n * m, q_data + n * width, k_data + l * m * width, width, d, m,
+                 out_data + n * d);
     });
   });
   return out.to(q.scalar_type());
