@@ -28,7 +28,7 @@ VERSIONS = ['AVX512', 'AVX2', 'DEFAULT']  # as PyTorch names them
 
 @pytest.fixture(params=VERSIONS)
 def environment(request) -> dict[str, str]:
-    """Of a process that runs one version."""
+    """The environment of a process that runs one version."""
     if missing():
         pytest.skip(missing())
     native = torch.backends.cpu.get_cpu_capability()

@@ -156,7 +156,7 @@ def small_digits(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp('digits')
     for split in ('train', 'val'):
-        for label in range(10):  # val has images of some alone
+        for label in range(10):  # some classes have no validation image
             (folder / split / str(label)).mkdir(parents=True)
     scans = load_digits()
     for i, (scan, label) in enumerate(zip(scans.images[:50], scans.target)):

@@ -198,7 +198,7 @@ def test_nothing_to_resume_starts_as_the_config_says(trained, small_digits, fork
 def test_a_full_disk_leaves_the_checkpoint_before(small_digits, fork_tool, tmp_path):
     """A disk of 2 MB has room for one checkpoint of 1.3 MB, but not for a second."""
     if os.getuid():
-        pytest.skip('a small disk is mounted by root alone')
+        pytest.skip('only root can mount a small disk')
     config, options = small_digits
     disk, copy = tmp_path / 'disk', tmp_path / 'copy'
     disk.mkdir()

@@ -118,7 +118,7 @@ def weights(folder: Path, rank: int = 0) -> dict:
 
 
 def losses(folder: Path, processes: int) -> list[float]:
-    """Of every step, the mean of the processes."""
+    """The loss of each step, averaged over the processes."""
     of_each = [torch.load(folder / f'rank{rank}.pth')['losses'] for rank in range(processes)]
     return torch.tensor(of_each).mean(0).tolist()
 
