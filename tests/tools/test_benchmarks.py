@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,16 @@ def test_exponent_and_ratios(benchmark):
     assert '| SOFT-Norm-Tiny | 50 | 50–50 | 262144 | 0.50 | 1.00 | – | – |' in text
     assert '| PVT-Tiny | forward | 2.00 | 1.00 |' in text
     assert '| SOFT-Norm-Tiny | forward | 1.00 | 1.00 |' in text
+
+
+@pytest.mark.parametrize('name', ['backbones', 'ops'])
+def test_the_commands_in_the_docstring_are_valid(name, load_module, monkeypatch):
+    module = load_module(ROOT / f'tools/benchmarks/{name}.py')
+    commands = re.findall(rf'^    {name}\.py(.*?)(?:   .*)?$', module.__doc__, re.MULTILINE)
+    assert len(commands) >= 3
+    for options in commands:
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *options.split()])
+        module.parse_args()
 
 
 @pytest.mark.parametrize('size', ['224', '0x5', 'axb'])
