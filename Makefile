@@ -24,7 +24,8 @@ MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
 # Each worker of pytest, and each command that a test starts, uses one thread.
 # A file stays in one worker, as its tests share what its fixtures have trained or built.
-PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
+    --dist loadfile --durations 20
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
