@@ -140,12 +140,16 @@ def run_tool(fork):
     return run
 
 
-@pytest.fixture
-def free_port() -> str:
-    """A port of this machine on which nothing listens."""
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
+@pytest.fixture(scope='session')
+def free_port():
+    """Find a port of this machine on which nothing listens."""
+
+    def find() -> str:
+        with socket.socket() as server:
+            server.bind(('127.0.0.1', 0))
+            return str(server.getsockname()[1])
+
+    return find
 
 
 @pytest.fixture(scope='session')

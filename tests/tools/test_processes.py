@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from socket import socket
 
 import pytest
 import torch
@@ -47,16 +46,13 @@ default_hooks.update(bad_numbers=dict(on_bad_numbers='skip'))
 
 
 @pytest.fixture(scope='module')
-def launch(tmp_path_factory, small_digits):
+def launch(free_port, small_digits):
     """Run a launcher of tools/ on a config in its own work dir, and return the process."""
 
     def run(script: str, folder: Path, config: str, processes: int, *args: object):
         (_, (_, data, *_)) = small_digits
         folder.mkdir(exist_ok=True)
         (folder / 'config.py').write_text(config.replace('DATA', data.split('=')[1]))
-        with socket() as free:  # a port that no other test uses
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
         command = [f'tools/{script}', folder / 'config.py', *map(str, args)]
         command.insert(2 if script == 'dist_train.sh' else 3, str(processes))
         return subprocess.run(
@@ -67,7 +63,7 @@ def launch(tmp_path_factory, small_digits):
             env=os.environ
             | {
                 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
-                'PORT': str(port),
+                'PORT': free_port(),
                 'PYTHONPATH': os.pathsep.join(
                     [str(ROOT / 'tests/tools'), os.environ.get('PYTHONPATH', '')]
                 ),

@@ -154,7 +154,7 @@ def launch(script: str, *args, **env) -> subprocess.CompletedProcess:
 
 def test_two_processes_train_and_test(shapes, free_port, tmp_path):
     train = launch(
-        'dist_train.sh', DEMO, 2, '--work-dir', tmp_path, *options(shapes, 1), PORT=free_port
+        'dist_train.sh', DEMO, 2, '--work-dir', tmp_path, *options(shapes, 1), PORT=free_port()
     )
     assert train.returncode == 0, train.stderr[-3000:]
     (log,) = tmp_path.glob('*/*.log')  # only the first process writes one
@@ -170,7 +170,7 @@ def test_two_processes_train_and_test(shapes, free_port, tmp_path):
         tmp_path / 'metrics.json',
         *TRUST,
         *options(shapes, 1),
-        PORT=free_port,
+        PORT=free_port(),
     )
     assert test.returncode == 0, test.stderr[-3000:]
     assert test.stdout.count('coco/bbox_mAP:') >= 1
