@@ -33,10 +33,13 @@ def measure(config: Path) -> dict[str, float]:
         billions, which the papers do not count.
     """
     cfg = Config.fromfile(config)
+    with torch.device('meta'):  # initialising the weights would take as long as counting
+        model = build_model(cfg)
     if cfg.default_scope != 'mmpretrain':
-        with torch.device('meta'):
-            return dict(params=_millions(build_model(cfg)))
-    model = build_model(cfg)
+        return dict(params=_millions(model))
+    model.to_empty(device='cpu')
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.detach().zero_()
     size = cfg.model.backbone.get('img_size', 224)
     counts = count_multiply_adds(model, torch.zeros(1, 3, size, size))
     newton = counts.pop('newton_inverse', 0)

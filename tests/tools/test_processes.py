@@ -46,20 +46,27 @@ default_hooks.update(bad_numbers=dict(on_bad_numbers='skip'))
 
 
 @pytest.fixture(scope='module')
-def launch(free_port, small_digits):
-    """Run a launcher of tools/ on a config in its own work dir, and return the process."""
+def run(fork_tool, free_port, small_digits):
+    """Run tools/train.py or test.py on a config, in a work dir that holds it."""
 
-    def run(script: str, folder: Path, config: str, processes: int, *args: object):
+    def run(
+        script: str, folder: Path, config: str, processes: int, *args: object, launcher: bool = True
+    ) -> subprocess.CompletedProcess:
         (_, (_, data, *_)) = small_digits
         folder.mkdir(exist_ok=True)
-        (folder / 'config.py').write_text(config.replace('DATA', data.split('=')[1]))
-        command = [f'tools/{script}', folder / 'config.py', *map(str, args)]
-        command.insert(2 if script == 'dist_train.sh' else 3, str(processes))
+        path = folder / 'config.py'
+        path.write_text(config.replace('DATA', data.split('=')[1]))
+        args = [*map(str, args), '--work-dir', str(folder)]
+        if not launcher:
+            before = f'sys.path.insert(0, {str(ROOT / "tests/tools")!r})'
+            return fork_tool(f'{script}.py', path, *args, before=before)
+        args.insert(script == 'test', str(processes))  # after the checkpoint
         return subprocess.run(
-            [*command, '--work-dir', folder],
+            [f'tools/dist_{script}.sh', path, *args],
             cwd=ROOT,
             text=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=os.environ
             | {
                 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
@@ -75,15 +82,16 @@ def launch(free_port, small_digits):
 
 
 @pytest.fixture(scope='module')
-def train(launch, small_digits, tmp_path_factory):
+def train(run, small_digits, tmp_path_factory):
     """Train in a number of processes, 8 images a step in all; return the work dir.
 
-    The same run is made once for all tests, which therefore leave its files as they are.
+    Each run is made once for all tests, which therefore leave its files as they are. A single
+    process has no launcher, which is quicker, unless it shards or synchronises batch norms.
     """
     root = tmp_path_factory.mktemp('processes')
 
     @functools.cache
-    def run(
+    def train(
         processes: int,
         backbone: str,
         *args: str,
@@ -101,12 +109,14 @@ def train(launch, small_digits, tmp_path_factory):
             batch=8 // processes,
             epochs=epochs,
         )
-        done = launch('dist_train.sh', folder, config + SHARDED * sharded + more, processes, *args)
-        assert (done.returncode != 0) == bool(error), done.stderr[-3000:]
-        assert error in done.stderr, done.stderr[-3000:]
+        config += SHARDED * sharded + more
+        launcher = processes > 1 or sharded or sync_bn is not None
+        done = run('train', folder, config, processes, *args, launcher=launcher)
+        assert (done.returncode != 0) == bool(error), done.stdout[-3000:]
+        assert error in done.stdout, done.stdout[-3000:]
         return folder
 
-    return run
+    return train
 
 
 def weights(folder: Path, rank: int = 0) -> dict:
@@ -198,19 +208,14 @@ def test_either_kind_of_run_resumes_from_the_other(train, tmp_path):
 
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_a_sharded_config_is_evaluated_by_its_runner(processes, train, launch, fork_tool, tmp_path):
-    """In shards, or on one process without them."""
+def test_a_sharded_config_is_evaluated_by_its_runner(processes, train, run, tmp_path):
+    """Two processes evaluate in shards, one without a launcher evaluates without them."""
     trained = train(2, SOFT, sync_bn='torch', sharded=True)
-    config, checkpoint = trained / 'config.py', trained / 'epoch_1.pth'
-    out = '--out', tmp_path / 'metrics.json'
-    if processes == 1:
-        before = f'sys.path.insert(0, {str(ROOT / "tests/tools")!r})'
-        done = fork_tool('test.py', config, checkpoint, *out, '--work-dir', tmp_path, before=before)
-    else:
-        text = config.read_text()
-        done = launch('dist_test.sh', tmp_path / 'work', text, 2, checkpoint, *out)
-    assert done.returncode == 0, (done.stdout + (done.stderr or ''))[-3000:]
-    metrics = json.loads((tmp_path / 'metrics.json').read_text())['metrics']
+    config, out = (trained / 'config.py').read_text(), tmp_path / 'metrics.json'
+    args = trained / 'epoch_1.pth', '--out', out
+    done = run('test', tmp_path / 'work', config, processes, *args, launcher=processes > 1)
+    assert done.returncode == 0, done.stdout[-3000:]
+    metrics = json.loads(out.read_text())['metrics']
     assert [metrics['accuracy/top1']] == pytest.approx(scalars(trained, 'accuracy/top1'))
 
 
