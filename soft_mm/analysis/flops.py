@@ -52,7 +52,7 @@ def _jit_handle(count: Callable, inputs: list, outputs: list) -> int | Counter[s
     )
 
 
-def _flop_formula(count: Callable, *shapes, out_shape: object = None, **_) -> int:
+def _flop_formula(count: Callable, *shapes, **_) -> int:
     """Adapt ``count`` to PyTorch's counter, which counts a multiply-add as two."""
     return 2 * count(*shapes)
 

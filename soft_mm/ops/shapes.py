@@ -1,4 +1,4 @@
-"""Shape checks of queries, keys and values, and ceiling division."""
+"""Shape checks of queries, keys and values, the split into heads, and ceiling division."""
 
 from torch import Tensor
 
@@ -14,6 +14,11 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
             'q must be (..., M, d), k (..., N, d) and v (..., N, e) with equal leading dimensions, '
             f'd and N, got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}'
         )
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """``(B, N, C)`` -> ``(B, num_heads, N, C / num_heads)``."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def ceil_div(side: int, size: int) -> int:

@@ -1,6 +1,4 @@
-"""Split channels into attention heads."""
-
-from torch import Tensor
+"""Check of the number of attention heads."""
 
 
 def check_heads(dims: int, num_heads: int) -> None:
@@ -11,8 +9,3 @@ def check_heads(dims: int, num_heads: int) -> None:
     """
     if num_heads < 1 or dims % num_heads:
         raise ValueError(f'num_heads must divide the {dims} channels, got {num_heads}')
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """``(B, N, C)`` -> ``(B, num_heads, N, C / num_heads)``."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)

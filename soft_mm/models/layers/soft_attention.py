@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from ...ops import nystrom_attention
 from ...ops.nystrom_attention.solvers import check_solver
-from .heads import check_heads, split_heads
+from ...ops.shapes import split_heads
+from .heads import check_heads
 from .landmarks import Landmarks
 from .maps import as_map
 

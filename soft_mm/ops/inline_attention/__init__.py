@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import at_least_fp32
-from ..shapes import check_shapes
+from ..shapes import check_shapes, split_heads
 from .covariance import covariance_inline_attention
 from .self_attention import covariance_self_attention, is_worthwhile
 
@@ -73,6 +73,6 @@ def projected_attention(
         The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
     """
     q, k, v = qkv.chunk(3, -1)
-    heads = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    heads = (split_heads(t, num_heads) for t in (q, k, v))
     out = inline_attention(*heads, num_tokens)
     return out.to(v.dtype).transpose(1, 2).flatten(2), v

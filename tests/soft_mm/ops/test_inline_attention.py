@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from soft_mm.models.layers.heads import split_heads
 from soft_mm.ops import inline_attention, set_backend
 from soft_mm.ops.inline_attention.reference import attention_rows
 from soft_mm.ops.inline_attention.reference import inline_attention as reference
 from soft_mm.ops.inline_attention.self_attention import covariance_self_attention, is_worthwhile
+from soft_mm.ops.shapes import split_heads
 
 SIZES = [(2, 3, 49, 65, 32, 32), (1, 1, 1, 1, 1, 1), (2, 1, 33, 17, 5, 7)]  # B, h, M, N, d, e
 
