@@ -23,9 +23,10 @@ TORCH ?= torch
 MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
 # Each worker of pytest, and each command that a test starts, uses one thread.
-# A file stays in one worker, as its tests share what its fixtures have trained or built.
+# A file stays in one worker, as its tests share what its fixtures have trained or built;
+# tests/conftest.py puts the longest files first.
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
-    --dist loadfile --durations 20
+    --dist loadfile --no-loadscope-reorder --durations 20
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 

@@ -12,6 +12,21 @@ from mmengine.config import Config, DictAction
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'  # golden numbers and sample images; it may be absent
 LOADERS = ('train', 'val', 'test')
+# The files that take longest, in this order: a process that starts one of them last makes all wait.
+LONGEST = (
+    'test_compile.py',
+    'test_real_input.py',
+    'test_processes.py',
+    'test_tables.py',
+    'test_every_config.py',
+    'test_runs.py',
+    'test_resume.py',
+    'test_bad_numbers.py',
+    'test_build.py',
+    'test_simd.py',
+    'test_benchmarks.py',
+    'test_progress.py',
+)
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # Triton reads this when it is imported
@@ -115,6 +130,12 @@ def ade20k(data: Path, folder: Path) -> list[str]:
 
 
 IMAGES = {'mmpretrain': imagenet, 'mmdet': coco, 'mmseg': ade20k}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 @pytest.hookimpl(wrapper=True)
