@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import Distribution, distributions
 
 import torch
 
@@ -15,12 +15,17 @@ PACKAGES = ('triton', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 
 def installed() -> dict[str, str]:
     """Version and distribution of each package, keyed by import name."""
-    distributions = packages_distributions()
-    return {
-        package: ', '.join(f'{version(name)} ({name})' for name in distributions.get(package, ()))
-        or 'absent'
-        for package in PACKAGES
-    }
+    found = {package: [] for package in PACKAGES}
+    for distribution in distributions():
+        for package in found.keys() & _provided(distribution):
+            found[package].append(f'{distribution.version} ({distribution.name})')
+    return {package: ', '.join(names) or 'absent' for package, names in found.items()}
+
+
+def _provided(distribution: Distribution) -> set[str]:
+    """Import names of a distribution. Python 3.10's ``packages_distributions`` misses some."""
+    names = (distribution.read_text('top_level.txt') or '').split()
+    return {*names, *(path.parts[0] for path in distribution.files or ())}
 
 
 def backends(triton: str) -> str:
