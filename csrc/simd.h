@@ -4,7 +4,7 @@
 
 #include <ATen/OpMathType.h>
 #include <ATen/Version.h>
-#include <ATen/core/Tensor.h>
+#include <ATen/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
 
 #include <cstdint>
@@ -25,32 +25,56 @@ inline Vectors vectors() {
   return chosen;
 }
 
+// The size of the vector registers of a version, as a type.
+template <int64_t size>
+struct Registers {
+  static constexpr int64_t bytes = size;
+};
+
+// As many consecutive numbers as fit in one register.
+template <typename T, typename Registers>
+struct Vector {
+  typedef T Type __attribute__((vector_size(Registers::bytes), aligned(alignof(T)), may_alias));
+  static constexpr int64_t size = Registers::bytes / sizeof(T);
+};
+
+template <typename Vector, typename T>
+[[gnu::always_inline]] inline Vector& as(T* data) {
+  return *reinterpret_cast<Vector*>(data);
+}
+
+template <typename Vector, typename T>
+[[gnu::always_inline]] inline const Vector& as(const T* data) {
+  return *reinterpret_cast<const Vector*>(data);
+}
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 template <typename Loop, typename... Args>
 [[gnu::target("avx512f")]] void run_avx512(Loop loop, Args... args) {
-  loop(args...);
+  loop(Registers<64>{}, args...);
 }
 
 template <typename Loop, typename... Args>
 [[gnu::target("avx2,fma")]] void run_avx2(Loop loop, Args... args) {
-  loop(args...);
+  loop(Registers<32>{}, args...);
 }
 #endif
 
 // Runs a loop, a lambda that is always inlined, in the version for these vectors: it is compiled for
-// AVX-512, for AVX2 and for neither. Arguments are passed by value, because the compiler would assume
-// that the loop's results overwrite whatever it reads by reference.
+// AVX-512, for AVX2 and for neither, and gets the size of the registers as its first argument. The
+// others are passed by value, because the compiler would assume that the loop's results overwrite
+// whatever it reads by reference.
 template <typename Loop, typename... Args>
 void vectorized(Loop loop, Args... args) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   if (vectors() == Vectors::kAvx512) return run_avx512(loop, args...);
   if (vectors() == Vectors::kAvx2) return run_avx2(loop, args...);
 #endif
-  loop(args...);
+  loop(Registers<16>{}, args...);
 }
 
-// Results that the innermost loop keeps in registers. Their dimension is padded to a multiple of
-// this number, so that the compiler knows the length of the loop.
+// The innermost dimension of the loops is padded to a multiple of this number, which holds whole
+// registers of every version.
 constexpr int64_t kLanes = 16;
 // Terms of a sum below which starting a thread does not pay.
 constexpr int64_t kGrain = 32768;

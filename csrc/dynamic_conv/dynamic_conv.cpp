@@ -24,23 +24,8 @@ struct Shape {
   int64_t height, width, channels, stride;
 };
 
-// A vector of kLanes consecutive channels.
-template <typename T>
-struct Lanes {
-  typedef T Type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-};
-
-template <typename T>
-typename Lanes<T>::Type& lanes(T* data) {
-  return *reinterpret_cast<typename Lanes<T>::Type*>(data);
-}
-
-template <typename T>
-const typename Lanes<T>::Type& lanes(const T* data) {
-  return *reinterpret_cast<const typename Lanes<T>::Type*>(data);
-}
-
-// The three rows under a filter centred on row y, in kLanes channels; outside the map they are 0.
+// The three rows under a filter centred on row y, in one register of channels; outside the map they
+// are 0.
 template <typename T>
 struct Rows {
   Rows(const T* map, int64_t y, const Shape& shape) {
@@ -58,14 +43,14 @@ struct Rows {
 };
 
 // Calls visit(tap, token) for the 3x3 taps in the filter's columns [first, last), centred on x.
-template <typename T, typename Visit>
+template <typename Type, typename T, typename Visit>
 [[gnu::always_inline]] inline void for_each_tap(const Rows<T>& rows, int64_t x, int first, int last,
                                                 const Visit& visit) {
 #pragma GCC unroll 3
   for (int s = 0; s < 3; ++s) {
 #pragma GCC unroll 3
     for (int t = first; t < last; ++t) {
-      visit(3 * s + t, lanes(rows.first[s] + (x + t - 1) * rows.stride[s]));
+      visit(3 * s + t, as<Type>(rows.first[s] + (x + t - 1) * rows.stride[s]));
     }
   }
 }
@@ -81,41 +66,41 @@ template <typename Visit>
 }
 
 // Computes row y (width, channels) of the result from filters (9, channels) and bias (channels).
-template <typename T>
-[[gnu::always_inline]] inline void convolve_row(const T* map, const T* filters, const T* bias,
+template <typename Registers, typename T>
+[[gnu::always_inline]] inline void convolve_row(Registers, const T* map, const T* filters, const T* bias,
                                                 T* out, int64_t y, const Shape& shape) {
-  using Type = typename Lanes<T>::Type;
-  for (int64_t block = 0; block < shape.channels; block += kLanes) {
+  using Type = typename Vector<T, Registers>::Type;
+  for (int64_t block = 0; block < shape.channels; block += Vector<T, Registers>::size) {
     const Rows<T> rows(map + block, y, shape);
     Type weights[kTaps];
     for (int tap = 0; tap < kTaps; ++tap) {
-      weights[tap] = lanes(filters + tap * shape.channels + block);
+      weights[tap] = as<Type>(filters + tap * shape.channels + block);
     }
     for_each_token(shape.width, [&](int64_t x, int first, int last) __attribute__((always_inline)) {
-      Type sum = lanes(bias + block);
-      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) __attribute__((always_inline)) {
+      Type sum = as<Type>(bias + block);
+      for_each_tap<Type>(rows, x, first, last, [&](int tap, const Type& token) __attribute__((always_inline)) {
         sum += weights[tap] * token;
       });
-      lanes(out + x * shape.channels + block) = sum;
+      as<Type>(out + x * shape.channels + block) = sum;
     });
   }
 }
 
 // Adds the contribution of row y (width, channels) of grad to the filters' gradient (9, channels).
-template <typename T>
-[[gnu::always_inline]] inline void correlate_row(const T* grad, const T* map, T* out, int64_t y,
+template <typename Registers, typename T>
+[[gnu::always_inline]] inline void correlate_row(Registers, const T* grad, const T* map, T* out, int64_t y,
                                                  const Shape& shape) {
-  using Type = typename Lanes<T>::Type;
-  for (int64_t block = 0; block < shape.channels; block += kLanes) {
+  using Type = typename Vector<T, Registers>::Type;
+  for (int64_t block = 0; block < shape.channels; block += Vector<T, Registers>::size) {
     const Rows<T> rows(map + block, y, shape);
     Type sums[kTaps] = {};
     for_each_token(shape.width, [&](int64_t x, int first, int last) __attribute__((always_inline)) {
-      const Type factor = lanes(grad + x * shape.channels + block);
-      for_each_tap(rows, x, first, last, [&](int tap, const Type& token) __attribute__((always_inline)) {
+      const Type factor = as<Type>(grad + x * shape.channels + block);
+      for_each_tap<Type>(rows, x, first, last, [&](int tap, const Type& token) __attribute__((always_inline)) {
         sums[tap] += factor * token;
       });
     });
-    for (int tap = 0; tap < kTaps; ++tap) lanes(out + tap * shape.channels + block) += sums[tap];
+    for (int tap = 0; tap < kTaps; ++tap) as<Type>(out + tap * shape.channels + block) += sums[tap];
   }
 }
 

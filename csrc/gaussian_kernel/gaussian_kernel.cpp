@@ -120,7 +120,7 @@ at::Tensor distances(const at::Tensor& q, const at::Tensor& k) {
     const auto* k_data = columns.const_data_ptr<scalar_t>();
     auto* out_data = out.mutable_data_ptr<scalar_t>();
     for_each_row(q, k, [&](int64_t l, int64_t n) {
-      vectorized([](auto... args) __attribute__((always_inline)) { distances_of_row(args...); },
+      vectorized([](auto, auto... args) __attribute__((always_inline)) { distances_of_row(args...); },
                  q_data + n * d, k_data + l * d * width, width, d, m, out_data + n * m);
     });
   });
@@ -150,7 +150,7 @@ at::Tensor weighted_differences(const at::Tensor& weight, const std::optional<at
     const auto* k_data = columns.const_data_ptr<scalar_t>();
     auto* out_data = out.mutable_data_ptr<scalar_t>();
     for_each_row(q, k, [&](int64_t l, int64_t n) {
-      vectorized([](auto... args) __attribute__((always_inline)) { differences_of_row(args...); },
+      vectorized([](auto, auto... args) __attribute__((always_inline)) { differences_of_row(args...); },
                  w_data + n * m, q_data + n * width, k_data + l * m * width, width, d, m,
                  out_data + n * d);
     });
