@@ -14,7 +14,11 @@ import torch
 from soft_mm.ops.extension import missing
 
 ROOT = Path(__file__).parents[2]
-TESTS = ['tests/soft_mm/ops/test_dynamic_conv.py', 'tests/csrc/test_gaussian_kernel.py']
+TESTS = [
+    'tests/soft_mm/ops/test_dynamic_conv.py',
+    'tests/soft_mm/ops/test_gaussian_product.py',
+    'tests/csrc/test_gaussian_kernel.py',
+]
 CONVOLVE = """
 import torch
 from soft_mm.ops import dynamic_conv

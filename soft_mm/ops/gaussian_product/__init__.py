@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..backend import choose_backend
+from ..extension import missing
 from ..gaussian_kernel import gaussian_kernel
 from ..shapes import check_shapes
 from .op import gaussian_product as _gaussian_product
@@ -16,8 +17,9 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None
         k: ``(..., N, d)``, same leading dimensions and device.
         v: ``(..., N, e)``.
         backend: 'triton' keeps tiles of the matrix in registers and supports fp32 and half
-            precision and head dimensions ``d`` and ``e`` up to 64; 'standard' materialises the
-            matrix; all others compute it tile by tile in PyTorch.
+            precision and head dimensions ``d`` and ``e`` up to 64; 'extension', the compiled C++ op,
+            which is the default on a CPU if it is built, keeps them in the cache; 'standard'
+            materialises the matrix; all others compute it tile by tile in PyTorch.
 
     Returns:
         ``(..., M, e)`` in fp32 or better. Differentiable in q, k and v.
@@ -25,9 +27,10 @@ def gaussian_product(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None
     Raises:
         ValueError: if the leading dimensions, the head dimensions ``d`` or the token counts ``N``
             differ, or the backend does not exist.
+        RuntimeError: if the backend is 'extension' on a CPU and the extension is not built.
     """
     check_shapes(q, k, v)
-    backend = choose_backend(backend, q.device)
+    backend = choose_backend(backend, q.device, 'torch' if missing() else 'extension')
     if backend == 'standard':
         return gaussian_kernel(q, k, backend) @ v
     return _gaussian_product(q, k, v, backend)

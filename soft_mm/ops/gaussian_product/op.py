@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backend import describe, log_fallback, runs_triton
-from . import tiled
+from . import extension, tiled
 
 
 def _implementation(backend: str, *tensors: Tensor):
@@ -15,6 +15,11 @@ def _implementation(backend: str, *tensors: Tensor):
         if triton_kernels.supports(*tensors):
             return triton_kernels
         log_fallback('gaussian_product', backend, describe(*tensors))
+    if backend == 'extension':
+        device = tensors[0].device
+        if device.type == 'cpu':
+            return extension
+        log_fallback('gaussian_product', backend, f'the compiled op runs on a CPU, not on {device}')
     return tiled
 
 

@@ -5,6 +5,7 @@ from math import prod
 from torch import Tensor
 
 from ..backend import choose_backend
+from ..extension import missing
 from ..gaussian_product.tiled import tile_size
 from ..precision import at_least_fp32
 from .reference import nystrom_attention as untiled_nystrom_attention
@@ -37,9 +38,10 @@ def nystrom_attention(
         alpha_scope: 'matrix' scales the starting point of the iteration for each matrix, so that an
             image's output does not depend on the rest of the batch; 'batch' shares one scale, as
             the released SOFT-Norm does.
-        backend: 'triton', the default on a GPU, keeps K1 in registers; 'torch' computes it tile by
-            tile, or materialises it if it fits in one tile; 'extension' materialises it with the
-            compiled op; 'reference' materialises it and runs the solver 'newton' as 'iteration';
+        backend: 'triton', the default on a GPU, keeps K1 in registers; 'extension', the default on a
+            CPU if it is built, keeps K1 in the cache, and on a GPU materialises it with the
+            compiled op; 'torch' computes it tile by tile, or materialises it if it fits in one
+            tile; 'reference' materialises it and runs the solver 'newton' as 'iteration';
             'standard' materialises it with operators that other runtimes support.
 
     Returns:
@@ -50,12 +52,14 @@ def nystrom_attention(
             inconsistent.
     """
     check_solver(solver, alpha_scope)
-    backend = choose_backend(backend, q.device)
-    if backend == 'reference' and solver == 'newton':
+    chosen = choose_backend(backend, q.device, 'torch' if missing() else 'extension')
+    if chosen == 'reference' and solver == 'newton':
         solver = 'iteration'
     untiled = (
-        backend in ('reference', 'extension', 'standard')
-        or backend == 'torch'
+        chosen in ('reference', 'standard')
+        or chosen == 'extension'
+        and q.device.type != 'cpu'
+        or chosen == 'torch'
         and _fits_a_tile(q, landmarks)
     )
     attend = untiled_nystrom_attention if untiled else tiled_nystrom_attention

@@ -68,11 +68,13 @@ def backend(request) -> str:
 @pytest.mark.parametrize('sym_norm', [False, True])
 def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, backend, monkeypatch):
     monkeypatch.setattr(rational, 'MIN_SIZE', 5)
+    # The rational function has a relative error of 2e-6, which the kernel matrix amplifies.
+    atol = 2e-5 if solver == 'newton' and backend != 'reference' else 1e-6
     torch.testing.assert_close(
         nystrom_attention(*inputs, sym_norm, solver, alpha_scope, backend),
         formula(*inputs, sym_norm, solver, alpha_scope),
         rtol=1e-6,
-        atol=1e-6,
+        atol=atol,
     )
 
 
@@ -92,7 +94,7 @@ def test_every_gradient_equals_the_formulas(inputs, sym_norm, solver, backend):
 
 
 def test_k2_of_distant_landmarks_is_the_identity(backend):
-    landmarks = 100 * torch.eye(8)[None, None, :3]
+    landmarks = 7 * torch.eye(8)[None, None, :3]  # exp(-49) = 5e-22
     out = nystrom_attention(landmarks, torch.ones(1, 1, 3, 8), landmarks, True, backend=backend)
     torch.testing.assert_close(out, torch.ones(1, 1, 3, 8))
 
