@@ -80,5 +80,5 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
     assert executed[1] == sum(counted[1].values())
     m = 169
     k1 = H * 676 * m * (D + 4)  # computed a second time, from tokens that are two channels wider
-    fast = H * m**3 * 19 // 24 + H * m * m * (18 - 1) * D - 20 * 2 * H * m**3
+    fast = H * m**3 // 2 + H * m * m * (32 - 1) * D - 20 * 2 * H * m**3
     assert executed[0] - executed[1] == k1 + (fast if solver == 'newton' else 0)
