@@ -10,7 +10,6 @@ model = dict(
         arch='base',
         img_size=384,
         window_size=12,
-        inline_window_size=96,
         drop_path_rate=0.5,
         out_type='avg_featmap',
     ),

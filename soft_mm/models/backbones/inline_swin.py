@@ -1,4 +1,4 @@
-"""InLine-Swin (arXiv 2412.06590): shifted windows of injective linear and softmax attention."""
+"""InLine-Swin (arXiv 2412.06590): injective linear attention, then shifted windows of softmax."""
 
 from ...registry import MODELS
 from ..layers import (
@@ -14,13 +14,13 @@ from .base import Backbone, Stage
 
 @MODELS.register_module()
 class InLineSwin(Backbone):
-    """Swin transformer with injective linear attention in large windows.
+    """Swin transformer with injective linear attention over the full feature map.
 
     `InLine <https://arxiv.org/abs/2412.06590>`_ applied to
     `Swin <https://arxiv.org/abs/2103.14030>`_. The first blocks of each stage use injective linear
-    attention in large windows, without attention mask or relative position bias; the remaining
-    ones use Swin's softmax attention. Every second block shifts its windows by half their size.
-    Each returned feature map has its own layer norm; classification checkpoints contain only the
+    attention, without attention mask or relative position bias; the remaining ones use Swin's
+    softmax attention in windows, which every second block shifts by half their size. Each returned
+    feature map has its own layer norm; classification checkpoints contain only the
     last one.
 
     Args:
@@ -30,7 +30,10 @@ class InLineSwin(Backbone):
         window_size (int): window size of softmax attention, in tokens; limited to the longer side
             of the stage's feature map at ``img_size``.
         inline_window_size (int, optional): window size of injective linear attention, in tokens;
-            None attends over the full feature map.
+            None attends over the full feature map. The paper's windows of 56 tokens at 224×224, and
+            of 96 at 384×384, also cover the full map of the first stage, and its detectors attend
+            over full maps. Smaller windows cost time and memory, because maps are padded to a
+            multiple of them.
         **kwargs: shared arguments, see :class:`Backbone`.
     """
 
@@ -59,7 +62,7 @@ class InLineSwin(Backbone):
         self,
         arch: str | dict = 'tiny',
         window_size: int = 7,
-        inline_window_size: int | None = 56,
+        inline_window_size: int | None = None,
         **kwargs,
     ) -> None:
         super().__init__(arch, **kwargs)

@@ -61,13 +61,13 @@ class InLineAttention(nn.Module):
         Returns:
             ``(B, T + N, C)``.
         """
-        described = x if described is None else described
         if self.window_size is None:
-            out, v = inline_self_attention(x, self.qkv.weight, self.qkv.bias, self.num_heads)
-            return self.proj(self._add_convolution(out, v, described.mean(1), hw))
+            out, v, mean = inline_self_attention(x, self.qkv.weight, self.qkv.bias, self.num_heads)
+            mean = mean if described is None else described.mean(1)
+            return self.proj(self._add_convolution(out, v, mean, hw))
         windows = Windows.fit(hw, self.window_size, self.shifted)
         num_tokens = windows.num_tokens(x)
-        mean = windows.split(described).sum(1) / num_tokens
+        mean = windows.split(x if described is None else described).sum(1) / num_tokens
         # Pad after the projection, whose bias would make q, k and v of padding nonzero.
         qkv = windows.split(self.qkv(x))
         out, v = projected_attention(qkv, self.num_heads, num_tokens[..., None, None])

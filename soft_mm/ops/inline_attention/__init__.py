@@ -35,7 +35,7 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
 
 def inline_self_attention(
     x: Tensor, weight: Tensor, bias: Tensor, num_heads: int, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Project tokens to ``q, k, v = x·Wᵀ + b`` and apply multi-head :func:`inline_attention`.
 
     On a CPU in fp32 or fp64, if that takes fewer flops, q and k are not computed: the covariance of
@@ -49,14 +49,15 @@ def inline_self_attention(
         backend: 'reference' and 'standard' always compute q and k; all others run 'torch'.
 
     Returns:
-        The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
+        The attention's output and v, each ``(B, N, C)`` with the heads concatenated, and the mean
+        of the tokens x, ``(B, C)``.
 
     Raises:
         ValueError: if the backend does not exist.
     """
     if is_worthwhile(x, num_heads, backend):
         return covariance_self_attention(x, weight, bias, num_heads)
-    return projected_attention(F.linear(x, weight, bias), num_heads)
+    return *projected_attention(F.linear(x, weight, bias), num_heads), x.mean(1)
 
 
 def projected_attention(

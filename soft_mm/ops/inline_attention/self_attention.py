@@ -25,16 +25,17 @@ def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
 
 def covariance_self_attention(
     x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor]:
-    """x ``(B, N, C)``, weight ``(3·C, C)``, bias ``(3·C,)`` -> attention and v, ``(B, N, C)``."""
-    return _attention(x, weight, bias, num_heads)[:2]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x ``(B, N, C)``, weight ``(3·C, C)``, bias ``(3·C,)`` -> attention and v, ``(B, N, C)``, and the
+    mean of x ``(B, C)``."""
+    return _attention(x, weight, bias, num_heads)[:3]
 
 
 @torch.library.custom_op('soft_mm::inline_self_attention', mutates_args=())
 def _attention(
     x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention and v, ``(B, N, C)``, and for the backward pass the tokens' mean ``(B, 1, C)`` and
+    """Attention and v, ``(B, N, C)``, the tokens' mean ``(B, C)``, and for the backward pass their
     covariance ``(B, C, C)``."""
     weight_v, bias_v = weight.chunk(3)[2], bias.chunk(3)[2]
     mean = x.mean(1, keepdim=True)
@@ -43,13 +44,14 @@ def _attention(
     # All heads as one linear map of the tokens, with its bias in the last row.
     maps = _concat_heads(q.mT @ _key_value_covariance(_key_token_covariance(covariance, k), v))
     out = torch.baddbmm(F.linear(mean, weight_v, bias_v) + maps[:, -1:], x, maps[:, :-1])
-    return out, F.linear(x, weight_v, bias_v), mean, covariance
+    return out, F.linear(x, weight_v, bias_v), mean.squeeze(1), covariance
 
 
 @torch.library.custom_op('soft_mm::inline_self_attention_backward', mutates_args=())
 def _attention_backward(
     grad: Tensor,
     grad_v: Tensor,
+    grad_mean: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -58,6 +60,7 @@ def _attention_backward(
     num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, num_tokens, _ = x.shape
+    mean, grad_mean = mean.unsqueeze(1), grad_mean.unsqueeze(1)
     q, k, v = _head_weights(weight, bias, num_heads)
     weight_k, weight_v = weight.chunk(3)[1:]
     key_token = _key_token_covariance(covariance, k)
@@ -74,7 +77,7 @@ def _attention_backward(
     grad_covariance = weight_k.mT @ (grad_key_value @ v).flatten(1, 2)
     # covariance = xᵀ·x / N − meanᵀ·mean.
     grad_covariance = (grad_covariance + grad_covariance.mT) / num_tokens
-    offset = sums @ weight_v / num_tokens - mean @ grad_covariance
+    offset = (sums @ weight_v + grad_mean) / num_tokens - mean @ grad_covariance
 
     grad_x = torch.baddbmm(offset, x, grad_covariance)
     grad_x.baddbmm_(grad, _concat_heads(q.mT @ key_value)[:, :-1].mT)
@@ -120,7 +123,7 @@ def _(
     return (
         x.new_empty(x.shape),
         x.new_empty(x.shape),
-        x.new_empty(batch, 1, dims),
+        x.new_empty(batch, dims),
         x.new_empty(batch, dims, dims),
     )
 
@@ -129,6 +132,7 @@ def _(
 def _(
     grad: Tensor,
     grad_v: Tensor,
+    grad_mean: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -144,8 +148,8 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, weight, bias, *output[2:])
 
 
-def _backward(ctx, grad: Tensor, grad_v: Tensor, *_):
-    return *_attention_backward(grad, grad_v, *ctx.saved_tensors, ctx.num_heads), None
+def _backward(ctx, grad: Tensor, grad_v: Tensor, grad_mean: Tensor, _):
+    return *_attention_backward(grad, grad_v, grad_mean, *ctx.saved_tensors, ctx.num_heads), None
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)

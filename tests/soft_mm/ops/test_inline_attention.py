@@ -115,10 +115,10 @@ def projections(*shape: int, dtype=torch.float64) -> list[Tensor]:
     return [(tokens(*s, dtype=dtype) + 0.5).requires_grad_() for s in shapes]
 
 
-def projected(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+def projected(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     q, k, v = torch.nn.functional.linear(x, weight, bias).chunk(3, -1)
     out = reference(*(split_heads(t, num_heads) for t in (q, k, v)))
-    return out.transpose(1, 2).flatten(2), v
+    return out.transpose(1, 2).flatten(2), v, x.mean(1)
 
 
 @pytest.mark.parametrize(('shape', 'num_heads'), [((2, 33, 8), 2), ((3, 7, 6), 1), ((1, 1, 4), 4)])
@@ -126,7 +126,7 @@ def test_self_attention_from_covariance_equals_the_definition_with_every_gradien
     inputs = projections(*shape)
     ours, theirs = (attend(*inputs, num_heads) for attend in (covariance_self_attention, projected))
     torch.testing.assert_close(ours, theirs)
-    grads = [tokens(*shape), tokens(*shape) - 1]
+    grads = [tokens(*shape), tokens(*shape) - 1, tokens(shape[0], shape[2])]
     for got, expected in zip(
         torch.autograd.grad(ours, inputs, grads), torch.autograd.grad(theirs, inputs, grads)
     ):
