@@ -49,19 +49,34 @@ def test_table_json_and_plot(run_tool, tmp_path):
     assert (tmp_path / 'cpu.png').stat().st_size > 10000
 
 
-@pytest.mark.parametrize(('milliseconds', 'turns'), [(500.0, 2), (2000.0, 1)])
-def test_slow_cases_take_one_turn(benchmark, monkeypatch, milliseconds, turns):
-    """The others take as many as they are told, and keep the times of all."""
-    monkeypatch.setattr(
-        benchmark,
-        'run_case',
-        lambda name, size, mode, args: benchmark.Measured(name, size, mode, [milliseconds]),
-    )
+def test_the_cases_of_a_size_take_turns(benchmark, monkeypatch):
+    """A case is measured in its own process each time, and keeps the times of all turns."""
+    order = []
+
+    def run_case(name, size, args):
+        order.append((size, name))
+        return [benchmark.Measured(name, size, mode, [float(len(order))]) for mode in args.modes]
+
+    monkeypatch.setattr(benchmark, 'run_case', run_case)
     args = argparse.Namespace(
-        only=['exact solve'], sizes=[(64, 96)], modes=['forward'], turns=2, quiet=True
+        only=['ResNet-50', 'Swin-S'],
+        sizes=[(64, 96), (96, 96)],
+        modes=['forward'],
+        turns=2,
+        quiet=True,
     )
-    (result,) = benchmark.run_all(args)
-    assert result.times == [milliseconds] * turns
+    results = benchmark.run_all(args)
+    names = ['InLine-Swin-S', 'Swin-S', 'ResNet-50']
+    assert order == [(size, name) for size in args.sizes for name in 2 * names]
+    assert [r.times for r in results] == [[1, 4], [2, 5], [3, 6], [7, 10], [8, 11], [9, 12]]
+
+
+def test_every_twin_and_reference_is_a_case(benchmark):
+    for case in benchmark.CASES.values():
+        assert {case.twin, case.reference} - {None} <= benchmark.CASES.keys()
+        if case.reference:
+            reference = benchmark.CASES[case.reference]
+            assert reference.backend == 'reference' and reference.twin == case.twin
 
 
 def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
@@ -87,7 +102,7 @@ def test_exponent_and_ratios(benchmark):
         for side in (512, 1024)
     ]
     text = benchmark.tables(results)
-    assert '| SOFT-Norm-Tiny | 50 | 50–50 | 262144 | 0.50 | 1.00 | – | – |' in text
+    assert '| SOFT-Norm-Tiny | PVT-Tiny | 50 | 50–50 | 262144 | 0.50 | 1.00 | – | – |' in text
     assert '| PVT-Tiny | forward | 2.00 | 1.00 |' in text
     assert '| SOFT-Norm-Tiny | forward | 1.00 | 1.00 |' in text
 

@@ -1,20 +1,19 @@
-"""Compare speed and memory of our backbones with those of the OpenMMLab toolboxes.
+"""Compare the speed and memory of each of our backbones with the one that it replaces, its twin.
 
     backbones.py                        print a table of all cases on this machine
     backbones.py --out folder/name      also write folder/name.md, name.json and the plot name.png
     backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
 
-Every case runs in its own process and measures a forward pass or a training step (forward and
-backward) on one random image. Cases that take less than a second are measured in several turns,
-because the speed of a machine drifts. Memory is the peak of the first step, minus what the process
-held before it. The benchmark fails if the feature maps of a backbone differ from those of the
-reference backend with the same options.
+Every case runs in its own process and measures forward passes and training steps (forward and
+backward) on one random image. The cases of one size take turns, because the speed of a machine
+drifts. Memory is the peak of the first step, minus what the process held before it. The benchmark
+fails if the feature maps of a backbone differ from those of the reference backend with the same
+options.
 """
 
 import argparse
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,14 +25,13 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-import soft_mm  # noqa: F401
+from soft_mm import InLineCSwin
 from soft_mm.analysis.benchmark import machine, milliseconds, peak_memory, report, size_of
+from soft_mm.models.layers import CrossShapedAttention, TransformerBlock
 from soft_mm.ops import set_backend
 from soft_mm.utils import add_quiet, progress
 
 STAGES = dict(out_indices=(0, 1, 2, 3))
-NEWTON = dict(type='soft_mm.SOFT', arch='tiny', sym_norm=True)
-PVT_TINY = 'PVT-Tiny'
 
 
 @dataclass(frozen=True)
@@ -42,39 +40,68 @@ class Case:
 
     Attributes:
         config: config of the backbone.
-        package: package that registers it.
+        twin: name of the case that it replaces.
+        reference: name of the case with the same config and the reference backend.
+        package: package that registers the backbone.
         backend: backend of our ops; None for the default of the device.
-        baseline: case to compare its time with, in addition to PVT-Tiny.
-        max_pixels: number of pixels of the largest image to measure.
     """
 
     config: dict
+    twin: str | None = None
+    reference: str | None = None
     package: str = 'soft_mm'
     backend: str | None = None
-    baseline: str | None = None
-    max_pixels: int = 1344 * 1344
+
+
+def soft(arch: str = 'tiny', **options) -> dict:
+    return dict(type='soft_mm.SOFT', arch=arch, sym_norm=True, **options)
+
+
+def pvt(*num_layers: int) -> Case:
+    config = dict(type='mmdet.PyramidVisionTransformer', num_layers=list(num_layers))
+    return Case(config, package='mmdet')
 
 
 SOFT_REFERENCE, INLINE_REFERENCE = 'SOFT-Norm-Tiny, reference', 'InLine-PVT-Tiny, reference'
 CASES = {
-    SOFT_REFERENCE: Case(NEWTON, backend='reference', max_pixels=800 * 1344),
-    'SOFT-Norm-Tiny': Case(NEWTON, baseline=SOFT_REFERENCE),
-    'SOFT-Norm-Tiny, exact solve': Case(dict(NEWTON, solver='ridge'), baseline=SOFT_REFERENCE),
-    'SOFT-Norm-Tiny, 49 landmarks': Case(dict(NEWTON, num_landmarks=49), baseline=SOFT_REFERENCE),
-    INLINE_REFERENCE: Case(dict(type='soft_mm.InLinePVT', arch='tiny'), backend='reference'),
-    'InLine-PVT-Tiny': Case(dict(type='soft_mm.InLinePVT', arch='tiny'), baseline=INLINE_REFERENCE),
-    'InLine-Swin-T': Case(dict(type='soft_mm.InLineSwin', arch='tiny')),
-    PVT_TINY: Case(dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2]), 'mmdet'),
+    SOFT_REFERENCE: Case(soft(), 'PVT-Tiny', backend='reference'),
+    'SOFT-Norm-Tiny': Case(soft(), 'PVT-Tiny', SOFT_REFERENCE),
+    'SOFT-Norm-Tiny, exact solve': Case(soft(solver='ridge'), 'PVT-Tiny', SOFT_REFERENCE),
+    'SOFT-Norm-Tiny, 49 landmarks': Case(soft(num_landmarks=49), 'PVT-Tiny', SOFT_REFERENCE),
+    INLINE_REFERENCE: Case(
+        dict(type='soft_mm.InLinePVT', arch='tiny'), 'PVT-Tiny', backend='reference'
+    ),
+    'InLine-PVT-Tiny': Case(
+        dict(type='soft_mm.InLinePVT', arch='tiny'), 'PVT-Tiny', INLINE_REFERENCE
+    ),
+    'PVT-Tiny': pvt(2, 2, 2, 2),
+    'SOFT-Norm-Small': Case(soft('small'), 'PVT-Small'),
+    'InLine-PVT-Small': Case(dict(type='soft_mm.InLinePVT', arch='small'), 'PVT-Small'),
+    'PVT-Small': pvt(3, 4, 6, 3),
+    'InLine-Swin-T': Case(dict(type='soft_mm.InLineSwin', arch='tiny'), 'Swin-T'),
+    'Swin-T': Case(dict(type='mmdet.SwinTransformer'), package='mmdet'),
+    'InLine-Swin-S': Case(dict(type='soft_mm.InLineSwin', arch='small'), 'Swin-S'),
+    'Swin-S': Case(dict(type='mmdet.SwinTransformer', depths=(2, 2, 18, 2)), package='mmdet'),
+    'InLine-DeiT-T': Case(dict(type='soft_mm.InLineDeiT', arch='tiny'), 'DeiT-T'),
+    'DeiT-T': Case(
+        dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', out_type='featmap'),
+        package='mmpretrain',
+    ),
+    'InLine-CSwin-T': Case(dict(type='soft_mm.InLineCSwin', arch='tiny'), 'CSwin-T'),
+    'CSwin-T': Case(dict(type='SoftmaxCSwin', arch='tiny')),
     'PVTv2-B1': Case(
         dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]),
-        'mmdet',
+        package='mmdet',
     ),
-    'Swin-T': Case(dict(type='mmdet.SwinTransformer'), 'mmdet'),
-    'ResNet-50': Case(dict(type='mmdet.ResNet', depth=50), 'mmdet'),
-    'ConvNeXt-T': Case(dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), 'mmpretrain'),
+    'ResNet-50': Case(dict(type='mmdet.ResNet', depth=50), package='mmdet'),
+    'ConvNeXt-T': Case(
+        dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), package='mmpretrain'
+    ),
 }
 MODES = ('forward', 'training step')
-SINGLE_TURN_TIME = 1000.0  # milliseconds; slower cases are measured in one turn
+SIZES = [(224, 224), (384, 384), (512, 512), (640, 640), (1024, 1024), (800, 1344)]
+# Pixels of the largest image on which the reference backend is measured.
+REFERENCE_PIXELS = {'forward': 800 * 1344, 'training step': 512 * 512}
 AGREE = 1e-2  # largest difference from the reference, relative to the largest value of a map
 
 
@@ -99,6 +126,19 @@ class Measured:
         return self.size[0] * self.size[1] / 16
 
 
+@MODELS.register_module()
+class SoftmaxCSwin(InLineCSwin):
+    """CSwin Transformer: softmax attention in stripes in the first two stages too."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        for i, stripe_size in enumerate((1, 2)):
+            dims, num_heads = (self.arch[key][i] for key in ('channels', 'num_heads'))
+            for j in range(self.arch['depths'][i]):
+                attention = CrossShapedAttention(dims, num_heads, stripe_size)
+                self.stages[i].blocks[j] = TransformerBlock(attention, dims, eps=1e-5)
+
+
 def build(case: Case) -> nn.Module:
     if case.package != 'soft_mm':
         __import__(f'{case.package}.models')
@@ -110,7 +150,7 @@ def build(case: Case) -> nn.Module:
 
 def measure(
     name: str, size: tuple[int, int], mode: str, device: str, repeats: int, seconds: float
-) -> dict:
+) -> Measured:
     """Measure one case in this process."""
     case = CASES[name]
     model = build(case).to(device)
@@ -125,16 +165,17 @@ def measure(
             sum(m.square().mean() for m in maps).backward()
         return maps
 
-    step(image[..., :64, :64])  # warm up: ops import modules in their first call
-    model.zero_grad()
-    memory = peak_memory(step, device)
-    times = []
-    while len(times) < repeats or sum(times) < 1e3 * seconds:
-        times.append(milliseconds(step, device))
+    with set_backend(case.backend):
+        step(image[..., :64, :64])  # warm up: ops import modules in their first call
+        model.zero_grad()
+        memory = peak_memory(step, device)
+        times = []
+        while len(times) < repeats or sum(times) < 1e3 * seconds:
+            times.append(milliseconds(step, device))
     result = Measured(name, size, mode, times, memory)
-    if case.baseline and mode == 'forward':
+    if case.reference and is_measured(case.reference, size, mode) and mode == 'forward':
         result.difference = difference(model, image, step())
-    return vars(result)
+    return result
 
 
 def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> float:
@@ -146,76 +187,61 @@ def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> flo
         )
 
 
+def is_measured(name: str, size: tuple[int, int], mode: str) -> bool:
+    """Whether the case is measured at this size."""
+    return CASES[name].backend != 'reference' or size[0] * size[1] <= REFERENCE_PIXELS[mode]
+
+
 def run_all(args: argparse.Namespace) -> list[Measured]:
     """Measure all cases at every size and in every mode."""
-    cases = {
-        size: [
-            name
-            for name, case in CASES.items()
-            if size[0] * size[1] <= case.max_pixels
-            and (not args.only or any(part in name for part in args.only))
-        ]
+    names = [name for name in CASES if not args.only or any(part in name for part in args.only)]
+    rounds = [
+        (size, name)
         for size in args.sizes
-    }
-    results = []
+        for _ in range(args.turns)
+        for name in names
+        if any(is_measured(name, size, mode) for mode in args.modes)
+    ]
+    found = {}
     with progress(args.quiet) as bar:
-        total = len(args.modes) * sum(map(len, cases.values()))
-        task = bar.add_task('', total=total)
-
-        def run(name: str, size: tuple[int, int], mode: str) -> Measured:
-            description = f'{name}, {size[0]}×{size[1]}, {mode}'
-            bar.update(task, description=description)
-            result = run_case(name, size, mode, args)
+        task = bar.add_task('', total=len(rounds))
+        for size, name in rounds:
+            bar.update(task, description=f'{name}, {size[0]}×{size[1]}')
+            for result in run_case(name, size, args):
+                key = size, result.mode, name
+                if key in found:
+                    found[key].times += result.times
+                else:
+                    found[key] = result
+                if not args.quiet:
+                    bar.console.print(f'{", ".join(map(str, key))}: {result.time:.0f} ms')
             bar.advance(task)
-            if not args.quiet:
-                bar.console.print(f'{description}: {result.time:.0f} ms')
-            return result
-
-        for size, mode in itertools.product(args.sizes, args.modes):
-            found = {name: run(name, size, mode) for name in cases[size]}
-            again = [name for name in found if found[name].time < SINGLE_TURN_TIME] * (
-                args.turns - 1
-            )
-            total += len(again)
-            bar.update(task, total=total)
-            for name in again:
-                found[name].times += run(name, size, mode).times
-            results += found.values()
-    return results
+    order = itertools.product(args.sizes, args.modes, names)
+    return [found[key] for key in order if key in found]
 
 
-def run_case(name: str, size: tuple[int, int], mode: str, args: argparse.Namespace) -> Measured:
-    """Measure one case in its own process."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            __file__,
-            '--case',
-            name,
-            '--sizes',
-            f'{size[0]}x{size[1]}',
-            '--modes',
-            mode,
-            '--device',
-            args.device,
-            '--repeats',
-            str(args.repeats),
-            '--seconds',
-            str(args.seconds),
-        ],
-        env={**os.environ, 'SOFT_MM_BACKEND': CASES[name].backend or ''},
-        capture_output=True,
-        text=True,
-    )
+def run_case(name: str, size: tuple[int, int], args: argparse.Namespace) -> list[Measured]:
+    """Measure one case in its own process, in every mode."""
+    options = {
+        '--case': [name],
+        '--sizes': [f'{size[0]}x{size[1]}'],
+        '--modes': [mode for mode in args.modes if is_measured(name, size, mode)],
+        '--device': [args.device],
+        '--repeats': [str(args.repeats)],
+        '--seconds': [str(args.seconds)],
+    }
+    words = [word for option, values in options.items() for word in (option, *values)]
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f'{name} at {size}, {mode}:\n{done.stderr[-2000:]}')
-    result = Measured(**json.loads(done.stdout.splitlines()[-1]))
-    if result.difference is not None and not result.difference <= AGREE:
-        raise SystemExit(
-            f'{name} at {size}: its maps differ by {result.difference:.1e} from those of the '
-            f'reference backend, allowed is {AGREE}; its time is not reported'
-        )
-    return result
+        raise SystemExit(f'{name} at {size}:\n{done.stderr[-2000:]}')
+    results = [Measured(**result) for result in json.loads(done.stdout.splitlines()[-1])]
+    for result in results:
+        if result.difference is not None and not result.difference <= AGREE:
+            raise SystemExit(
+                f'{name} at {size}: its maps differ by {result.difference:.1e} from those of the '
+                f'reference backend, allowed is {AGREE}; its time is not reported'
+            )
+    return results
 
 
 def tables(results: list[Measured]) -> str:
@@ -225,22 +251,23 @@ def tables(results: list[Measured]) -> str:
     for size, mode in dict.fromkeys((tuple(r.size), r.mode) for r in results):
         lines += [
             f'\n**{size[0]}×{size[1]}, {mode}**\n',
-            '| backbone | time (ms) | fastest–slowest | memory (MiB) | time: PVT-Tiny = 1 | '
-            'memory: PVT-Tiny = 1 | time: reference = 1 | difference to reference |',
-            '|---' * 8 + '|',
+            '| backbone | twin | time (ms) | fastest–slowest | memory (MiB) | time / twin | '
+            'memory / twin | time / reference | difference to reference |',
+            '|---' * 9 + '|',
         ]
         for r in results:
             if (tuple(r.size), r.mode) != (size, mode):
                 continue
-            pvt = found.get((PVT_TINY, size, mode))
-            reference = found.get((CASES[r.case].baseline, size, mode))
+            case = CASES[r.case]
+            twin, reference = (found.get((n, size, mode)) for n in (case.twin, case.reference))
             cells = [
                 r.case,
+                case.twin or '–',
                 f'{r.time:.0f}',
                 f'{min(r.times):.0f}–{max(r.times):.0f}',
                 f'{r.memory:.0f}',
-                f'{r.time / pvt.time:.2f}' if pvt else '–',
-                f'{r.memory / pvt.memory:.2f}' if pvt else '–',
+                f'{r.time / twin.time:.2f}' if twin else '–',
+                f'{r.memory / twin.memory:.2f}' if twin else '–',
                 f'{r.time / reference.time:.3f}' if reference else '–',
                 '–' if r.difference is None else f'{r.difference:.0e}',
             ]
@@ -312,8 +339,8 @@ def parse_args() -> argparse.Namespace:
         type=size_of,
         nargs='+',
         metavar='HxW',
-        default=[(224, 224), (512, 512), (800, 1344), (1344, 1344)],
-        help='image sizes in pixels (default: 224x224 512x512 800x1344 1344x1344)',
+        default=SIZES,
+        help=f'image sizes in pixels (default: {" ".join(f"{h}x{w}" for h, w in SIZES)})',
     )
     parser.add_argument(
         '--modes',
@@ -341,7 +368,7 @@ def parse_args() -> argparse.Namespace:
         '--turns',
         type=int,
         default=2,
-        help='turns of each case whose step takes less than a second (default: 2)',
+        help='turns of each case (default: 2)',
     )
     parser.add_argument(
         '--out', type=Path, metavar='FILE', help='also write FILE.md, FILE.json and FILE.png'
@@ -354,8 +381,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.case:
-        of = args.case, args.sizes[0], args.modes[0], args.device, args.repeats, args.seconds
-        print(json.dumps(measure(*of)))
+        options = args.device, args.repeats, args.seconds
+        modes = (measure(args.case, args.sizes[0], mode, *options) for mode in args.modes)
+        print(json.dumps([vars(result) for result in modes]))
         return
     results = run_all(args)
     conditions = f'{machine(args.device)}, fp32, batch 1'
