@@ -65,7 +65,7 @@ class WindowAttention(nn.Module):
             mask = mask.masked_fill(~windows.real(x.device)[:, None, None, :], -torch.inf)
         if len(mask) > 1:
             mask = mask.repeat(len(x), 1, 1, 1)
-        return self.proj(windows.join(_attend(self.qkv(windows.split(x)), self.num_heads, mask)))
+        return self.proj(windows.join(_attend(windows.split(self.qkv(x)), self.num_heads, mask)))
 
 
 class CrossShapedAttention(nn.Module):
