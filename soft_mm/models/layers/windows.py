@@ -40,30 +40,25 @@ class Windows:
 
     def split(self, x: Tensor) -> Tensor:
         """Partition: ``(B, H·W, C)`` -> ``(B·number of windows, h·w, C)``, zero-padded."""
-        (h, w), (rows, columns) = self.size, self._grid
-        x = x.unflatten(1, self.hw)
-        if self.padded:
-            x = F.pad(x, (0, 0, 0, columns * w - self.hw[1], 0, rows * h - self.hw[0]))
-        if self.shifted:
-            x = _roll(x, (rows * h - self.shift[0], columns * w - self.shift[1]))
-        x = x.unflatten(2, (columns, w)).unflatten(1, (rows, h)).transpose(2, 3)
-        return x.flatten(3, 4).flatten(0, 2)
+        source, target = self._indices(x.device)
+        x = _Permute.apply(x, source, target, self.padded, False)
+        return x.unflatten(1, (-1, self.size[0] * self.size[1])).flatten(0, 1)
 
     def join(self, windows: Tensor) -> Tensor:
         """Inverse of ``split``: ``(B·number of windows, h·w, C)`` -> ``(B, H·W, C)``."""
-        x = windows.unflatten(1, self.size).unflatten(0, (-1, *self._grid))
-        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        if self.shifted:
-            x = _roll(x, self.shift)
-        return x[:, : self.hw[0], : self.hw[1]].flatten(1, 2)
+        source, target = self._indices(windows.device)
+        rows, columns = self._grid
+        windows = windows.unflatten(0, (-1, rows * columns)).flatten(1, 2)
+        return _Permute.apply(windows, target, source, False, self.padded)
 
     def num_tokens(self, x: Tensor) -> Tensor:
         """Number of tokens, without padding, in each window of ``x``: ``(B·windows, 1)``."""
-        return self.split(torch.ones(*x.shape[:2], 1, device=x.device)).sum(1)
+        real = self.real(x.device).sum(1, keepdim=True, dtype=torch.float32)
+        return real.repeat(x.shape[0], 1)
 
     def real(self, device: torch.device) -> Tensor:
         """Mask of the tokens that are not padding: ``(windows of one feature map, h·w)``."""
-        return self.split(torch.ones(1, self.hw[0] * self.hw[1], 1, device=device))[..., 0] > 0
+        return (self._indices(device)[0] >= 0).unflatten(0, (-1, self.size[0] * self.size[1]))
 
     def regions(self, device: torch.device) -> Tensor:
         """Region index of each token: ``(windows of one feature map, h·w)``.
@@ -74,9 +69,28 @@ class Windows:
         for rows, size, shift in zip(self._grid, self.size, self.shift):
             position = torch.arange(rows * size, device=device)
             sides.append((position >= shift).long())
-        regions = 2 * sides[0][:, None] + sides[1]
-        padded = Windows(tuple(regions.shape), self.size, self.shift)
-        return padded.split(regions.flatten()[None, :, None])[..., 0]
+        return self._cut(2 * sides[0][:, None] + sides[1])
+
+    def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each place in the windows the token of the map, −1 for padding; and the reverse."""
+        (height, width), (rows, columns) = self.hw, self._grid
+        source = torch.arange(height * width, device=device).unflatten(0, self.hw)
+        if self.padded:
+            bottom, right = rows * self.size[0] - height, columns * self.size[1] - width
+            source = F.pad(source, (0, right, 0, bottom), value=-1)
+        target = torch.arange(source.numel(), device=device).unflatten(0, (-1, *self.size))
+        target = target.unflatten(0, self._grid).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        if self.shifted:
+            target = _roll(target, self.shift)
+        return self._cut(source).flatten(), target[:height, :width].flatten()
+
+    def _cut(self, padded: Tensor) -> Tensor:
+        """Shift and cut a padded map: ``(rows·h, columns·w)`` -> ``(windows, h·w)``."""
+        (h, w), (rows, columns) = self.size, self._grid
+        if self.shifted:
+            padded = _roll(padded, tuple(-shift for shift in self.shift))
+        windows = padded.unflatten(1, (columns, w)).unflatten(0, (rows, h)).transpose(1, 2)
+        return windows.flatten(2, 3).flatten(0, 1)
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -93,13 +107,35 @@ class Windows:
         return not all(known(side % size == 0) for side, size in zip(self.hw, self.size))
 
 
+class _Permute(torch.autograd.Function):
+    """Move tokens. The gradient moves back, where PyTorch would add it to zeros token by token."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, source: Tensor, target: Tensor, fills: bool, drops: bool) -> Tensor:
+        """``(B, N, C)`` -> ``(B, M, C)``: the tokens ``source``, zeros where it is −1.
+
+        ``target`` is the reverse: the place of each of the N tokens, −1 for those that are dropped.
+        """
+        ctx.save_for_backward(source, target)
+        ctx.fills, ctx.drops = fills, drops
+        x = x.index_select(1, source.clamp(min=0) if fills else source)
+        return x.masked_fill((source < 0)[:, None], 0) if fills else x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        source, target = ctx.saved_tensors
+        return _Permute.apply(grad, target, source, ctx.drops, ctx.fills), None, None, None, None
+
+
 def _roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
-    """Cyclically shift feature maps ``(B, H, W, C)`` down and right, by up to their size."""
+    """Cyclically shift maps ``(H, W)`` down and right, by up to their size in either direction."""
     if not is_exporting():
-        return x.roll(shift, (1, 2))
+        return x.roll(shift, (0, 1))
     # ONNX can neither roll nor compute a remainder by a number that depends on the image size.
-    source = (
-        torch.arange(side, device=x.device) - offset for side, offset in zip(x.shape[1:3], shift)
-    )
-    rows, columns = (torch.where(i < 0, i + i.shape[0], i) for i in source)
-    return x[:, rows][:, :, columns]
+    for dim, offset in enumerate(shift):
+        side = x.shape[dim]
+        source = torch.arange(side, device=x.device) - offset
+        source = torch.where(source < 0, source + side, source)
+        source = torch.where(source >= side, source - side, source)
+        x = x.index_select(dim, source)
+    return x

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import soft_mm
 from soft_mm.analysis.flops import count_executed, count_multiply_adds
 from soft_mm.models.layers import InLineAttention, SelfAttention, SOFTAttention
 from soft_mm.ops import set_backend
@@ -82,3 +83,21 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
     k1 = H * 676 * m * (D + 4)  # computed a second time, from tokens that are two channels wider
     fast = H * m**3 // 2 + H * m * m * (32 - 1) * D - 20 * 2 * H * m**3
     assert executed[0] - executed[1] == k1 + (fast if solver == 'newton' else 0)
+
+
+@pytest.mark.parametrize(
+    ('type_', 'options'),
+    [
+        ('SOFT', dict(sym_norm=True)),
+        ('InLinePVT', {}),
+        ('InLineSwin', {}),
+        ('InLineSwin', dict(inline_window_size=5)),
+        ('InLineDeiT', {}),
+        ('InLineCSwin', {}),
+    ],
+)
+def test_padding_of_a_batch_is_computed_once(type_, options):
+    """A batch padded to its largest image costs as much as that many images of this size."""
+    model = getattr(soft_mm, type_)('tiny', img_size=64, **options).eval()
+    image = torch.zeros(1, 3, 96, 72)
+    assert count_executed(model, image.repeat(3, 1, 1, 1)) == 3 * count_executed(model, image)

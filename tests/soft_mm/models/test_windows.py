@@ -46,6 +46,23 @@ def test_split_and_join(hw, shift):
     real = windows.real(x.device).repeat(2, 1)
     torch.testing.assert_close(windows.num_tokens(x)[:, 0], real.sum(1).float())
     assert not parts[~real].any()
+    # The gradient of a permutation goes the other way.
+    x.requires_grad_()
+    grad = torch.randn_like(parts)
+    (got,) = torch.autograd.grad(windows.split(x), x, grad)
+    torch.testing.assert_close(got, windows.join(grad), rtol=0, atol=0)
+    parts.requires_grad_()
+    (got,) = torch.autograd.grad(windows.join(parts), parts, x.detach())
+    torch.testing.assert_close(got, windows.split(x.detach()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('hw', [(2, 5), (4, 4)])
+def test_gradients_of_split_and_join(hw):
+    windows = Windows(hw, (2, 3), (1, 1))
+    x = tokens(hw).requires_grad_()
+    assert torch.autograd.gradcheck(windows.split, x)
+    assert torch.autograd.gradgradcheck(windows.split, x)
+    assert torch.autograd.gradcheck(windows.join, windows.split(x).detach().requires_grad_())
 
 
 def places(side: int, size: int, shifted: bool) -> list[tuple[int, int, bool]]:
