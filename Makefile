@@ -1,5 +1,5 @@
 # make demo    train, evaluate and draw a SOFT-Norm detector on generated shapes
-# make test    lint and the test suite, in one process per core, at most 4: 17 minutes on two cores
+# make test    lint and the test suite: 13 minutes on two cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make setup   create the environment that they need, in .venv
@@ -22,10 +22,11 @@ MMCV := env WHEELHOUSE='$(WHEELHOUSE)' WHEELS='$(WHEELS)' tools/install_mmcv.sh
 TORCH ?= torch
 MMENGINE ?= onedl-mmengine
 STEP := @tools/step.sh
-# Each worker of pytest, and each command that a test starts, uses one thread.
+# One process more than cores, at most 5, because some tests wait for commands that they start; each
+# process and command uses one thread.
 # A file stays in one worker, as its tests share what its fixtures have trained or built;
 # tests/conftest.py puts the longest files first.
-PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 \
     --dist loadfile --no-loadscope-reorder --durations 20
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import dynamic_conv, inline_self_attention, projected_attention
+from .grouped_linear import GroupedLinear
 from .heads import check_heads
 from .windows import Windows
 
@@ -40,9 +41,9 @@ class InLineAttention(nn.Module):
         self.shifted = shifted
         self.qkv = nn.Linear(dims, 3 * dims)
         self.filters = nn.Sequential(
-            nn.Conv1d(dims, dims, 1, groups=num_heads),
+            GroupedLinear(dims, dims, num_heads),
             nn.GELU(),
-            nn.Conv1d(dims, 9 * dims, 1, groups=num_heads),
+            GroupedLinear(dims, 9 * dims, num_heads),
         )
         self.lepe = nn.Conv2d(dims, dims, 3, padding=1, groups=dims) if lepe else None
         self.proj = nn.Linear(dims, dims)
@@ -78,7 +79,7 @@ class InLineAttention(nn.Module):
 
         The mean tokens ``(B, C)`` predict the filters; B counts feature maps or windows.
         """
-        filters, bias = self.filters(mean.unsqueeze(-1)).view(*mean.shape, 3, 3), None
+        filters, bias = self.filters(mean).view(*mean.shape, 3, 3), None
         if self.lepe is not None:  # both convolve v, so adding the filters merges them
             filters, bias = filters + self.lepe.weight.squeeze(1), self.lepe.bias
         num_extra = v.shape[1] - hw[0] * hw[1]

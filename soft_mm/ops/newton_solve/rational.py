@@ -96,7 +96,9 @@ def _apply(out: Tensor, complement: Tensor, p: Tensor, v: Tensor, root: Tensor) 
     first, *others, last = coefficients()
     y, before = last * z, torch.zeros_like(z)
     for c in reversed(others):
-        y, before = torch.baddbmm(c * z + 2 * y - before, complement, y, alpha=-4), y
+        # 2·y − 4·complement·y − (before − c·z), in as few passes as possible.
+        half = torch.add(y, torch.add(before, z, alpha=-c), alpha=-0.5)
+        y, before = torch.baddbmm(half, complement, y, beta=2, alpha=-4), y
     y = torch.baddbmm(first * z + y - before, complement, y, alpha=-2)
     torch.bmm(complement, y, out=out).mul_(root)
 

@@ -12,6 +12,9 @@ from .reference import nystrom_attention as untiled_nystrom_attention
 from .solvers import check_solver
 from .tiled import tiled_nystrom_attention
 
+# Elements of K1 from which the compiled op is faster on a CPU than materialising it.
+MIN_SIZE = 2**19
+
 
 @at_least_fp32
 def nystrom_attention(
@@ -39,7 +42,7 @@ def nystrom_attention(
             image's output does not depend on the rest of the batch; 'batch' shares one scale, as
             the released SOFT-Norm does.
         backend: 'triton', the default on a GPU, keeps K1 in registers; 'extension', the default on a
-            CPU if it is built, keeps K1 in the cache, and on a GPU materialises it with the
+            CPU if it is built and K1 is large, keeps K1 in the cache, and on a GPU materialises it with the
             compiled op; 'torch' computes it tile by tile, or materialises it if it fits in one
             tile; 'reference' materialises it and runs the solver 'newton' as 'iteration';
             'standard' materialises it with operators that other runtimes support.
@@ -52,7 +55,9 @@ def nystrom_attention(
             inconsistent.
     """
     check_solver(solver, alpha_scope)
-    chosen = choose_backend(backend, q.device, 'torch' if missing() else 'extension')
+    k1_size = prod(q.shape[:-1]) * landmarks.shape[-2]
+    materialises = missing() or k1_size < MIN_SIZE
+    chosen = choose_backend(backend, q.device, 'torch' if materialises else 'extension')
     if chosen == 'reference' and solver == 'newton':
         solver = 'iteration'
     untiled = (
@@ -60,11 +65,7 @@ def nystrom_attention(
         or chosen == 'extension'
         and q.device.type != 'cpu'
         or chosen == 'torch'
-        and _fits_a_tile(q, landmarks)
+        and k1_size <= tile_size(q.device)
     )
     attend = untiled_nystrom_attention if untiled else tiled_nystrom_attention
     return attend(q, v, landmarks, sym_norm, solver, alpha_scope, backend)
-
-
-def _fits_a_tile(q: Tensor, landmarks: Tensor) -> bool:
-    return prod(q.shape[:-1]) * landmarks.shape[-2] <= tile_size(q.device)

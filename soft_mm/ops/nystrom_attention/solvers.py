@@ -62,7 +62,7 @@ def _halved(alpha: Tensor, p: Tensor, alpha_scope: str) -> Tensor:
     P² and its product with a vector of ones, in O(m²).
     """
     columns = p @ p.sum(-1, keepdim=True)
-    diagonal = p.square().sum(-1, keepdim=True)
+    diagonal = torch.linalg.vector_norm(p, dim=-1, keepdim=True).square()
     # The sums are convex in α and 1 at α = 0, so if an α passes, every smaller one does. The number
     # of halvings is therefore the number of candidates that fail.
     tried = alpha * 0.5 ** torch.arange(10, device=p.device)

@@ -114,7 +114,7 @@ def test_inline_windows(hw, shifted, lepe):
     for indices, where in groups(hw, shifted, keep_apart=False):
         q, k, v = layer.qkv(x[:, indices]).chunk(3, -1)
         out = inline_attention(heads(q), heads(k), heads(v)).transpose(1, 2).flatten(2)
-        filters = layer.filters(described[:, indices].mean(1)[..., None]).view(2, DIMS, 3, 3)
+        filters = layer.filters(described[:, indices].mean(1)).view(2, DIMS, 3, 3)
         out = out + convolved(v, where, filters)
         if lepe:
             out = out + convolved(v, where, layer.lepe.weight[None, :, 0]) + layer.lepe.bias
@@ -176,7 +176,7 @@ def test_class_token_attends_but_is_not_convolved():
     x = torch.cat((tokens((1, 1)), tokens(hw)), 1)
     q, k, v = layer.qkv(x).chunk(3, -1)
     out = inline_attention(heads(q), heads(k), heads(v)).transpose(1, 2).flatten(2)
-    filters = layer.filters(x.mean(1)[..., None]).view(2, DIMS, 3, 3)
+    filters = layer.filters(x.mean(1)).view(2, DIMS, 3, 3)
     where = list(itertools.product(range(3), range(5)))
     out[:, 1:] += convolved(v[:, 1:], where, filters)
     torch.testing.assert_close(layer(x, hw), layer.proj(out))
