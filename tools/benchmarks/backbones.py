@@ -6,7 +6,7 @@
 
 Every case runs in its own process and measures forward passes and training steps (forward and
 backward) on one random image. The cases of one size take turns, because the speed of a machine
-drifts. Memory is the peak of the first step, minus what the process held before it. The benchmark
+drifts; those that take more than a second have one turn. Memory is the peak of the first step, minus what the process held before it. The benchmark
 fails if the feature maps of a backbone differ from those of the reference backend with the same
 options.
 """
@@ -17,7 +17,7 @@ import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
 
@@ -100,6 +100,7 @@ CASES = {
 }
 MODES = ('forward', 'training step')
 SIZES = [(224, 224), (384, 384), (512, 512), (640, 640), (1024, 1024), (800, 1344)]
+SINGLE_TURN_TIME = 1000.0  # milliseconds
 # Pixels of the largest image on which the reference backend is measured.
 REFERENCE_PIXELS = {'forward': 800 * 1344, 'training step': 512 * 512}
 AGREE = 1e-2  # largest difference from the reference, relative to the largest value of a map
@@ -195,26 +196,20 @@ def is_measured(name: str, size: tuple[int, int], mode: str) -> bool:
 def run_all(args: argparse.Namespace) -> list[Measured]:
     """Measure all cases at every size and in every mode."""
     names = [name for name in CASES if not args.only or any(part in name for part in args.only)]
-    rounds = [
-        (size, name)
-        for size in args.sizes
-        for _ in range(args.turns)
-        for name in names
-        if any(is_measured(name, size, mode) for mode in args.modes)
-    ]
+    turns = list(itertools.product(args.sizes, range(args.turns), names))
     found = {}
     with progress(args.quiet) as bar:
-        task = bar.add_task('', total=len(rounds))
-        for size, name in rounds:
+        task = bar.add_task('', total=len(turns))
+        for size, turn, name in turns:
             bar.update(task, description=f'{name}, {size[0]}×{size[1]}')
-            for result in run_case(name, size, args):
-                key = size, result.mode, name
-                if key in found:
-                    found[key].times += result.times
-                else:
-                    found[key] = result
-                if not args.quiet:
-                    bar.console.print(f'{", ".join(map(str, key))}: {result.time:.0f} ms')
+            keys = [(size, mode, name) for mode in args.modes if is_measured(name, size, mode)]
+            if keys and (not turn or all(found[key].time < SINGLE_TURN_TIME for key in keys)):
+                for key, result in zip(keys, run_case(name, size, args), strict=True):
+                    found.setdefault(key, replace(result, times=[])).times += result.times
+                    if not args.quiet:
+                        height, width = size
+                        description = f'{name}, {height}×{width}, {result.mode}'
+                        bar.console.print(f'{description}: {result.time:.0f} ms')
             bar.advance(task)
     order = itertools.product(args.sizes, args.modes, names)
     return [found[key] for key in order if key in found]
@@ -368,7 +363,7 @@ def parse_args() -> argparse.Namespace:
         '--turns',
         type=int,
         default=2,
-        help='turns of each case (default: 2)',
+        help='turns of each case that takes less than a second (default: 2)',
     )
     parser.add_argument(
         '--out', type=Path, metavar='FILE', help='also write FILE.md, FILE.json and FILE.png'
