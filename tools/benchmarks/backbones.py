@@ -6,9 +6,9 @@
 
 Every case runs in its own process and measures forward passes and training steps (forward and
 backward) on one random image. The cases of one size take turns, because the speed of a machine
-drifts; those that take more than a second have one turn. Memory is the peak of the first step, minus what the process held before it. The benchmark
-fails if the feature maps of a backbone differ from those of the reference backend with the same
-options.
+drifts; those that take more than a second have one turn. Memory is the peak of the first step,
+minus what the process held before it. The benchmark fails if the feature maps of a backbone differ
+from those of the reference backend with the same options.
 """
 
 import argparse
