@@ -34,6 +34,18 @@ from soft_mm.utils import add_quiet, progress
 STAGES = dict(out_indices=(0, 1, 2, 3))
 
 
+class SoftmaxCSwin(InLineCSwin):
+    """CSwin Transformer: softmax attention in stripes in the first two stages too."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        for i, stripe_size in enumerate((1, 2)):
+            dims, num_heads = (self.arch[key][i] for key in ('channels', 'num_heads'))
+            for j in range(self.arch['depths'][i]):
+                attention = CrossShapedAttention(dims, num_heads, stripe_size)
+                self.stages[i].blocks[j] = TransformerBlock(attention, dims, eps=1e-5)
+
+
 @dataclass(frozen=True)
 class Case:
     """A backbone to measure.
@@ -88,7 +100,7 @@ CASES = {
         package='mmpretrain',
     ),
     'InLine-CSwin-T': Case(dict(type='soft_mm.InLineCSwin', arch='tiny'), 'CSwin-T'),
-    'CSwin-T': Case(dict(type='SoftmaxCSwin', arch='tiny')),
+    'CSwin-T': Case(dict(type=SoftmaxCSwin, arch='tiny')),
     'PVTv2-B1': Case(
         dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]),
         package='mmdet',
@@ -125,19 +137,6 @@ class Measured:
     def tokens(self) -> float:
         """Number of tokens of the first stage's feature map."""
         return self.size[0] * self.size[1] / 16
-
-
-@MODELS.register_module()
-class SoftmaxCSwin(InLineCSwin):
-    """CSwin Transformer: softmax attention in stripes in the first two stages too."""
-
-    def __init__(self, **kwargs) -> None:
-        super().__init__(**kwargs)
-        for i, stripe_size in enumerate((1, 2)):
-            dims, num_heads = (self.arch[key][i] for key in ('channels', 'num_heads'))
-            for j in range(self.arch['depths'][i]):
-                attention = CrossShapedAttention(dims, num_heads, stripe_size)
-                self.stages[i].blocks[j] = TransformerBlock(attention, dims, eps=1e-5)
 
 
 def build(case: Case) -> nn.Module:

@@ -16,8 +16,11 @@ The models of a figure take turns, because the speed of a machine drifts.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -64,6 +67,9 @@ class Layers(nn.Module):
 
 
 def build(config: dict, device: str) -> nn.Module:
+    package = config['type'].split('.')[0]
+    with redirect_stdout(sys.stderr):  # the toolboxes print when they are imported
+        import_module(f'{package}.models')
     model = MODELS.build(config)
     model.init_weights()
     return model.to(device).eval()
@@ -83,7 +89,6 @@ def times(steps: list[Callable], args: argparse.Namespace, advance: Callable) ->
 
 @torch.no_grad()
 def windows(args: argparse.Namespace, advance: Callable) -> list[Curve]:
-    __import__('mmdet.models')
     image = torch.randn(1, 3, 224, 224, device=args.device)
     configs = [
         *(dict(type='mmdet.SwinTransformer', window_size=size) for size in WINDOWS),
@@ -101,7 +106,6 @@ def windows(args: argparse.Namespace, advance: Callable) -> list[Curve]:
 
 @torch.no_grad()
 def sizes(args: argparse.Namespace, advance: Callable) -> list[Curve]:
-    __import__('mmpretrain.models')
     softmax = build(
         dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', out_type='featmap'), args.device
     )
