@@ -70,9 +70,9 @@ def build(config: dict, device: str) -> nn.Module:
     package = config['type'].split('.')[0]
     with redirect_stdout(sys.stderr):  # the toolboxes print when they are imported
         import_module(f'{package}.models')
-    model = MODELS.build(config)
-    model.init_weights()
-    return model.to(device).eval()
+    model = MODELS.build(config).to(device)
+    model.eval()  # mmdet's backbones do not return themselves
+    return model
 
 
 def times(steps: list[Callable], args: argparse.Namespace, advance: Callable) -> list[float]:
