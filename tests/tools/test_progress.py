@@ -53,7 +53,7 @@ TOOLS = {
             '--turns',
             '1',
         ],
-        ['ResNet-50, 64×64, training step .* 2/2'],
+        ['ResNet-50, 64×64 .* 1/1'],
     ),
     'export': (
         [
