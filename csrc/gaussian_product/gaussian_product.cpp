@@ -228,7 +228,8 @@ Packed pack(const at::Tensor& x, int64_t multiple, const at::Tensor& minus = {})
   const auto count = static_cast<int64_t>(offsets.size());
   const auto n = x.size(-2), channels = x.size(-1);
   const auto rows = round_up(n, multiple), width = round_up(channels, kWide);
-  Packed packed{at::empty({count, rows, width}, x.options()), at::empty({count, rows}, x.options())};
+  Packed packed{at::empty({count, rows, width}, x.options()),
+                at::empty({count, rows}, x.options())};
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "pack", [&] {
     const auto* data = source.const_data_ptr<scalar_t>();
     const auto* centres = minus.defined() ? minus.const_data_ptr<scalar_t>() : nullptr;
@@ -264,7 +265,7 @@ Results sums(const at::Tensor& a, const at::Tensor& b, const std::optional<at::T
   const auto &a_tokens = a_packed.rows, &b_tokens = b_packed.rows;
   const auto channels = b_tokens.mT().contiguous();
   const bool gradients = x && y;
-  const at::Tensor none;
+  const at::Tensor none;  // where sums or values are not wanted
   const at::Tensor a_values = x ? pack(*x, kBlock).rows : none,
                          b_values = y ? pack(*y, kColumns).rows : none,
                          value_channels = gradients ? b_values.mT().contiguous() : none;
@@ -278,7 +279,9 @@ Results sums(const at::Tensor& a, const at::Tensor& b, const std::optional<at::T
   const auto zeros_a = [&](int64_t width) {
     return at::zeros({count, a_tokens.size(1), width}, options);
   };
-  const auto zeros_b = [&](int64_t width) { return at::zeros({count, parts, size.width, width}, options); };
+  const auto zeros_b = [&](int64_t width) {
+    return at::zeros({count, parts, size.width, width}, options);
+  };
   const at::Tensor a_sums = values_of_a ? zeros_a(size.padded_e) : none,
              b_sums = values_of_a ? none : zeros_b(size.padded_e),
              a_differences = gradients ? zeros_a(size.padded_d) : none,
@@ -304,7 +307,8 @@ Results sums(const at::Tensor& a, const at::Tensor& b, const std::optional<at::T
                                 write(b_weights, l, part)};
         for (auto group = groups * part / parts; group < groups * (part + 1) / parts; ++group) {
           const auto row = group * kRows;
-          const Tokens<T> rows{read(a_tokens, l, row), read(a_packed.half_norms, l, row), read(a_values, l, row)};
+          const Tokens<T> rows{read(a_tokens, l, row), read(a_packed.half_norms, l, row),
+                               read(a_values, l, row)};
           const Sums<T> row_sums{write(a_sums, l, row), write(a_differences, l, row),
                                  write(a_weights, l, row)};
           vectorized(add, rows, tokens, Channels<T>{read(channels, l), read(value_channels, l)},
