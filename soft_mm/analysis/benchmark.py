@@ -71,6 +71,16 @@ def report(conditions: str, table: str, results: list, out: Path | None) -> None
         )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--device``."""
+    parser.add_argument(
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='device to measure on (default: cuda if there is a GPU, else cpu)',
+    )
+
+
 def size_of(text: str) -> tuple[int, int]:
     """Parse an argument such as ``800x1344`` into height and width."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)

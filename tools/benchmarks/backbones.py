@@ -26,7 +26,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from soft_mm import InLineCSwin
-from soft_mm.analysis.benchmark import machine, milliseconds, peak_memory, report, size_of
+from soft_mm.analysis.benchmark import (
+    add_device,
+    machine,
+    milliseconds,
+    peak_memory,
+    report,
+    size_of,
+)
 from soft_mm.models.layers import CrossShapedAttention, TransformerBlock
 from soft_mm.ops import set_backend
 from soft_mm.utils import add_quiet, progress
@@ -322,12 +329,7 @@ def plot(results: list[Measured], path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='device to measure on (default: cuda if there is a GPU, else cpu)',
-    )
+    add_device(parser)
     parser.add_argument(
         '--sizes',
         type=size_of,

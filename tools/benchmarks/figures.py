@@ -28,7 +28,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from soft_mm import InLineSwin
-from soft_mm.analysis.benchmark import machine, milliseconds, peak_memory, report
+from soft_mm.analysis.benchmark import add_device, machine, milliseconds, peak_memory, report
 from soft_mm.models.layers import SelfAttention, SOFTAttention, TransformerBlock
 from soft_mm.utils import add_quiet, progress
 
@@ -196,12 +196,7 @@ def plot(curves: list[Curve], path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='device to measure on (default: cuda if there is a GPU, else cpu)',
-    )
+    add_device(parser)
     parser.add_argument(
         '--only',
         nargs='+',

@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soft_mm.analysis.benchmark import machine, milliseconds, peak_memory, report, size_of
+from soft_mm.analysis.benchmark import (
+    add_device,
+    machine,
+    milliseconds,
+    peak_memory,
+    report,
+    size_of,
+)
 from soft_mm.ops import (
     dynamic_conv,
     gaussian_kernel,
@@ -331,12 +338,7 @@ def table(results: list[Measured]) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='device to measure on (default: cuda if there is a GPU, else cpu)',
-    )
+    add_device(parser)
     parser.add_argument(
         '--dtype',
         choices=[str(d).split('.')[1] for d in AGREE],
