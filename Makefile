@@ -1,5 +1,5 @@
 # make demo    train, evaluate and draw a SOFT-Norm detector on generated shapes
-# make test    lint and the test suite: 13 minutes on two cores
+# make test    lint and the test suite: 15 to 22 minutes on two cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make setup   create the environment that they need, in .venv
