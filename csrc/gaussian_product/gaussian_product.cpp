@@ -220,32 +220,37 @@ T centre_token(T* token, const T* centre, int64_t channels) {
   return sum / 2;
 }
 
-// Packs x (..., n, c), minus a centre (..., 1, c) for each matrix if one is given. The number of
-// rows is rounded up to a multiple of `multiple`, c to one of kWide.
-Packed pack(const at::Tensor& x, int64_t multiple, const at::Tensor& minus = {}) {
+// Packs x (..., n, c) in `dtype`, minus a centre (..., 1, c) of this dtype for each matrix if one is
+// given. The number of rows is rounded up to a multiple of `multiple`, c to one of kWide.
+Packed pack(const at::Tensor& x, int64_t multiple, at::ScalarType dtype,
+            const at::Tensor& minus = {}) {
   const auto source = x.stride(-1) == 1 ? x : x.contiguous();
   const auto offsets = offsets_of_matrices(source);
   const auto count = static_cast<int64_t>(offsets.size());
   const auto n = x.size(-2), channels = x.size(-1);
   const auto rows = round_up(n, multiple), width = round_up(channels, kWide);
-  Packed packed{at::empty({count, rows, width}, x.options()),
-                at::empty({count, rows}, x.options())};
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "pack", [&] {
-    const auto* data = source.const_data_ptr<scalar_t>();
-    const auto* centres = minus.defined() ? minus.const_data_ptr<scalar_t>() : nullptr;
-    auto* out = packed.rows.mutable_data_ptr<scalar_t>();
-    auto* norms = packed.half_norms.mutable_data_ptr<scalar_t>();
+  Packed packed{at::empty({count, rows, width}, x.options().dtype(dtype)),
+                at::empty({count, rows}, x.options().dtype(dtype))};
+  const auto fill = [&](auto zero, const auto* data) {
+    using T = decltype(zero);
+    const auto* centres = minus.defined() ? minus.const_data_ptr<T>() : nullptr;
+    auto* out = packed.rows.mutable_data_ptr<T>();
+    auto* norms = packed.half_norms.mutable_data_ptr<T>();
     at::parallel_for(0, count * rows, kGrain / width, [&](int64_t begin, int64_t end) {
       for (auto i = begin; i < end; ++i) {
         const auto l = i / rows, row = i % rows;
         auto* const to = out + i * width;
-        std::fill_n(to, width, scalar_t(0));
+        std::fill_n(to, width, zero);
         norms[i] = 0;
         if (row >= n) continue;
         std::copy_n(data + offsets[l] + row * source.stride(-2), channels, to);
         if (centres) norms[i] = centre_token(to, centres + l * channels, channels);
       }
     });
+  };
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "pack", [&] {
+    const auto* data = source.const_data_ptr<scalar_t>();
+    dtype == at::kDouble ? fill(0.0, data) : fill(0.0f, data);
   });
   return packed;
 }
@@ -259,15 +264,19 @@ struct Results {
 
 Results sums(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& x,
              const std::optional<at::Tensor>& y, bool values_of_a) {
+  auto dtype = at::kFloat;
+  for (const auto& tensor : {a, b, x.value_or(a), y.value_or(a)}) {
+    dtype = at::promoteTypes(dtype, tensor.scalar_type());
+  }
   // Distances do not change, but the terms of their expansion do not cancel.
-  const auto centre = b.mean(-2, true).contiguous();
-  const auto a_packed = pack(a, kBlock, centre), b_packed = pack(b, kColumns, centre);
+  const auto centre = b.mean(-2, true, dtype).contiguous();
+  const auto a_packed = pack(a, kBlock, dtype, centre), b_packed = pack(b, kColumns, dtype, centre);
   const auto &a_tokens = a_packed.rows, &b_tokens = b_packed.rows;
   const auto channels = b_tokens.mT().contiguous();
   const bool gradients = x && y;
   const at::Tensor none;  // where sums or values are not wanted
-  const at::Tensor a_values = x ? pack(*x, kBlock).rows : none,
-                         b_values = y ? pack(*y, kColumns).rows : none,
+  const at::Tensor a_values = x ? pack(*x, kBlock, dtype).rows : none,
+                         b_values = y ? pack(*y, kColumns, dtype).rows : none,
                          value_channels = gradients ? b_values.mT().contiguous() : none;
   const auto n = a.size(-2), m = b.size(-2), e = (x ? *x : *y).size(-1);
   const auto count = a_tokens.size(0), groups = (n + kRows - 1) / kRows;
@@ -344,10 +353,6 @@ void check(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
                   leading(q) == leading(v) && q.size(-1) == k.size(-1) && k.size(-2) == v.size(-2),
               "q must be (..., M, d), k (..., N, d) and v (..., N, e), got ", q.sizes(), ", ",
               k.sizes(), " and ", v.sizes());
-  TORCH_CHECK((q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble) &&
-                  q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
-              "q, k and v must have the same dtype, fp32 or fp64, got ", q.scalar_type(), ", ",
-              k.scalar_type(), " and ", v.scalar_type());
 }
 
 at::Tensor gaussian_sums(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {

@@ -4,19 +4,16 @@ import torch
 from torch import Tensor
 
 from ..extension import check_built
-from ..precision import at_least_fp32
 
 _OPS = torch.ops.soft_mm
 
 
-@at_least_fp32
 def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
     check_built('the compiled product', q.device)
     return _OPS.gaussian_sums(q, k, v)
 
 
-@at_least_fp32
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from the gradient ``(..., M, e)`` of the product."""
     return _OPS.gaussian_sums_backward(grad, q, k, v)

@@ -185,5 +185,17 @@ def test_the_compiled_op_checks_its_arguments():
         pytest.skip(missing())
     with pytest.raises(RuntimeError, match=r'v \(..., N, e\), got \[5, 4\], \[3, 4\] and \[5, 4\]'):
         torch.ops.soft_mm.gaussian_sums(torch.zeros(5, 4), torch.zeros(3, 4), torch.zeros(5, 4))
-    with pytest.raises(RuntimeError, match='the same dtype, fp32 or fp64'):
-        torch.ops.soft_mm.gaussian_sums(*(torch.zeros(3, 3).bfloat16() for _ in range(3)))
+    with pytest.raises((RuntimeError, NotImplementedError), match="'Int'"):
+        torch.ops.soft_mm.gaussian_sums(*(torch.zeros(3, 3).int() for _ in range(3)))
+
+
+def test_the_compiled_op_reads_every_dtype():
+    """It sums and returns fp32 or better."""
+    if missing():
+        pytest.skip(missing())
+    q, k, v = (t.bfloat16() for t in inputs_of(1, 2, 200, 101, 32, 32))
+    exact = torch.ops.soft_mm.gaussian_sums(q.float(), k.float(), v.float())
+    assert torch.equal(torch.ops.soft_mm.gaussian_sums(q, k, v), exact)
+    mixed = torch.ops.soft_mm.gaussian_sums(q, k.double(), v.float())
+    assert mixed.dtype == torch.float64
+    torch.testing.assert_close(mixed.float(), exact)
