@@ -81,6 +81,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_out(parser: argparse.ArgumentParser, plot: bool) -> None:
+    """Add the option ``--out``."""
+    files = 'FILE.md, FILE.json and FILE.png' if plot else 'FILE.md and FILE.json'
+    parser.add_argument('--out', type=Path, metavar='FILE', help=f'also write {files}')
+
+
 def size_of(text: str) -> tuple[int, int]:
     """Parse an argument such as ``800x1344`` into height and width."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)

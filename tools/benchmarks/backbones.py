@@ -6,9 +6,9 @@
 
 Every case runs in its own process and measures forward passes and training steps (forward and
 backward) on one random image. The cases of one size take turns, because the speed of a machine
-drifts; those that take more than a second have one turn. Memory is the peak of the first step,
-minus what the process held before it. The benchmark fails if the feature maps of a backbone differ
-from those of the reference backend with the same options.
+drifts; those that take more than a second have one turn. Memory is the peak of the second step, minus
+what the process held before it. The benchmark fails if the feature maps of a backbone differ from
+those of the reference backend with the same options.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from soft_mm import InLineCSwin
 from soft_mm.analysis.benchmark import (
     add_device,
+    add_out,
     machine,
     milliseconds,
     peak_memory,
@@ -173,7 +174,7 @@ def measure(
         return maps
 
     with set_backend(case.backend):
-        step(image[..., :64, :64])  # warm up: ops import modules in their first call
+        step()  # the libraries allocate buffers of their own in their first call
         model.zero_grad()
         memory = peak_memory(step, device)
         times = []
@@ -366,9 +367,7 @@ def parse_args() -> argparse.Namespace:
         default=2,
         help='turns of each case that takes less than a second (default: 2)',
     )
-    parser.add_argument(
-        '--out', type=Path, metavar='FILE', help='also write FILE.md, FILE.json and FILE.png'
-    )
+    add_out(parser, plot=True)
     add_quiet(parser)
     parser.add_argument('--case', choices=list(CASES), help=argparse.SUPPRESS)
     return parser.parse_args()

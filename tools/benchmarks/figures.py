@@ -28,7 +28,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from soft_mm import InLineSwin
-from soft_mm.analysis.benchmark import add_device, machine, milliseconds, peak_memory, report
+from soft_mm.analysis.benchmark import (
+    add_device,
+    add_out,
+    machine,
+    milliseconds,
+    peak_memory,
+    report,
+)
 from soft_mm.models.layers import SelfAttention, SOFTAttention, TransformerBlock
 from soft_mm.utils import add_quiet, progress
 
@@ -207,9 +214,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--turns', type=int, default=9, help='measurements of each model (default: 9)'
     )
-    parser.add_argument(
-        '--out', type=Path, metavar='FILE', help='also write FILE.md, FILE.json and FILE.png'
-    )
+    add_out(parser, plot=True)
     add_quiet(parser)
     return parser.parse_args()
 

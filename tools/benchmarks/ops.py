@@ -16,7 +16,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from soft_mm.analysis.benchmark import (
     add_device,
+    add_out,
     machine,
     milliseconds,
     peak_memory,
@@ -374,7 +374,7 @@ def parse_args() -> argparse.Namespace:
         default=list(OPS),
         help='ops to measure (default: all)',
     )
-    parser.add_argument('--out', type=Path, metavar='FILE', help='also write FILE.md and FILE.json')
+    add_out(parser, plot=False)
     add_quiet(parser)
     return parser.parse_args()
 
