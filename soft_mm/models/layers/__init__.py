@@ -7,7 +7,6 @@ from .position_embed import PositionEmbed, RelativePositionBias
 from .soft_attention import SOFTAttention
 from .softmax_attention import CrossShapedAttention, SelfAttention, WindowAttention
 from .transformer_block import TransformerBlock
-from .windows import Windows
 
 __all__ = [
     'MLP',
@@ -24,5 +23,4 @@ __all__ = [
     'SelfAttention',
     'TransformerBlock',
     'WindowAttention',
-    'Windows',
 ]

@@ -1,5 +1,6 @@
 """A linear layer for each group of channels."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,7 +14,6 @@ class GroupedLinear(nn.Conv1d):
         super().__init__(in_channels, out_channels, 1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_channels)`` -> ``(B, out_channels)``."""
+        """``(groups, B, in_channels / groups)`` -> ``(groups, B, out_channels / groups)``."""
         weight = self.weight.squeeze(-1).unflatten(0, (self.groups, -1))
-        x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)
-        return (x @ weight.mT).transpose(0, 1).flatten(1) + self.bias
+        return torch.baddbmm(self.bias.view(self.groups, 1, -1), x, weight.mT)

@@ -1,12 +1,12 @@
 """Injective linear attention of InLine (arXiv 2412.06590)."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from ...ops import dynamic_conv, inline_self_attention, projected_attention
+from ...ops import inline_self_attention
+from ...ops.windows import Windows
 from .grouped_linear import GroupedLinear
 from .heads import check_heads
-from .windows import Windows
 
 
 class InLineAttention(nn.Module):
@@ -62,26 +62,26 @@ class InLineAttention(nn.Module):
         Returns:
             ``(B, T + N, C)``.
         """
-        if self.window_size is None:
-            out, v, mean = inline_self_attention(x, self.qkv.weight, self.qkv.bias, self.num_heads)
-            mean = mean if described is None else described.mean(1)
-            return self.proj(self._add_convolution(out, v, mean, hw))
         windows = Windows.fit(hw, self.window_size, self.shifted)
-        num_tokens = windows.num_tokens(x)
-        mean = windows.split(x if described is None else described).sum(1) / num_tokens
-        # Pad after the projection, whose bias would make q, k and v of padding nonzero.
-        qkv = windows.split(self.qkv(x))
-        out, v = projected_attention(qkv, self.num_heads, num_tokens[..., None, None])
-        return self.proj(windows.join(self._add_convolution(out, v, mean, windows.size)))
-
-    def _add_convolution(self, out: Tensor, v: Tensor, mean: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Add the dynamic convolution of ``v`` to ``out``, both ``(B, T + N, C)``.
-
-        The mean tokens ``(B, C)`` predict the filters; B counts feature maps or windows.
-        """
-        filters, bias = self.filters(mean).view(*mean.shape, 3, 3), None
+        mean = windows.mean(x if described is None else described)
+        filters, bias = self._filters(mean), None
         if self.lepe is not None:  # both convolve v, so adding the filters merges them
             filters, bias = filters + self.lepe.weight.squeeze(1), self.lepe.bias
-        num_extra = v.shape[1] - hw[0] * hw[1]
-        convolved = dynamic_conv(v[:, num_extra:], filters, hw, bias)
-        return out + (F.pad(convolved, (0, 0, num_extra, 0)) if num_extra else convolved)
+        out = inline_self_attention(
+            x,
+            self.qkv.weight,
+            self.qkv.bias,
+            filters,
+            bias,
+            self.num_heads,
+            windows,
+            mean if described is None else None,
+        )
+        return self.proj(out)
+
+    def _filters(self, mean: Tensor) -> Tensor:
+        """Predict filters ``(B, C, 3, 3)`` from mean tokens ``(B, C)``; B counts maps or windows."""
+        # Half precision would save nothing for so few tokens, and autocast would cast the weights.
+        with torch.autocast(mean.device.type, enabled=False):
+            heads = mean.to(self.proj.weight.dtype).unflatten(1, (self.num_heads, -1))
+            return self.filters(heads.transpose(0, 1)).transpose(0, 1).reshape(*mean.shape, 3, 3)

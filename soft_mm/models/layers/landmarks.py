@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import SymInt, Tensor, nn
 
 from ...ops.shapes import ceil_div
+from ...ops.sizes import smaller
 from .maps import as_map, channels_last
-from .sizes import smaller
 
 MODES = ('conv', 'avg_pool', 'random')
 

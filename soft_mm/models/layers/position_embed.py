@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.sizes import known
 from .maps import channels_last
-from .sizes import known
 
 
 class _Table(nn.Module):

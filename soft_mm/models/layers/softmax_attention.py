@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.sizes import smaller
+from ...ops.windows import Windows
 from .heads import check_heads
 from .maps import as_map
 from .position_embed import RelativePositionBias
-from .sizes import smaller
-from .windows import Windows
 
 
 class SelfAttention(nn.Module):

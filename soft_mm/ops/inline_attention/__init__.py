@@ -3,8 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backend import choose_backend, describe, log_fallback, runs_triton
+from ..dynamic_conv import dynamic_conv
 from ..precision import at_least_fp32
 from ..shapes import check_shapes, split_heads
+from ..windows import Windows
 from .covariance import covariance_inline_attention
 from .self_attention import covariance_self_attention, is_worthwhile
 
@@ -34,46 +37,81 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
 
 
 def inline_self_attention(
-    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int, backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Project tokens to ``q, k, v = x·Wᵀ + b`` and apply multi-head :func:`inline_attention`.
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    filters: Tensor,
+    filter_bias: Tensor | None,
+    num_heads: int,
+    windows: Windows,
+    mean: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Project tokens to q, k and v, apply :func:`inline_attention` and add a convolution of v.
 
-    On a CPU in fp32 or fp64, if that takes fewer flops, q and k are not computed: the covariance of
-    k and v follows from the covariance of the tokens.
+    InLine (arXiv 2412.06590): multi-head attention within each window, plus the convolution of the
+    window's v, zero-padded, with its own 3×3 filters.
 
     Args:
-        x: tokens ``(B, N, C)``.
+        x: tokens ``(B, T + N, C)``: T extra tokens, such as a class token, then the ``N = H·W``
+            tokens of the feature map. Extra tokens take part in the attention but not in the
+            convolution; T must be 0 unless one window covers the map.
         weight: of the projection to q, k and v, ``(3·C, C)``.
         bias: of the projection, ``(3·C,)``.
+        filters: ``(B·number of windows, C, 3, 3)``.
+        filter_bias: of the convolution, ``(C,)``; needs T = 0.
         num_heads: number of heads; divides C.
-        backend: 'reference' and 'standard' always compute q and k; all others run 'torch'.
+        windows: windows of the feature map.
+        mean: mean of the tokens x, ``(B, C)``, if it is known.
+        backend: 'triton', the default on a GPU, reads q, k and v twice and writes the result once,
+            for head dimensions up to 64; all others compose :func:`inline_attention` and
+            :func:`soft_mm.ops.dynamic_conv`. On a CPU in fp32 or fp64 and without windows, q and k
+            are not computed if that takes fewer flops: the covariance of k and v follows from the
+            covariance of the tokens. 'reference' and 'standard' always compute q and k.
 
     Returns:
-        The attention's output and v, each ``(B, N, C)`` with the heads concatenated, and the mean
-        of the tokens x, ``(B, C)``.
+        ``(B, T + N, C)``.
 
     Raises:
-        ValueError: if the backend does not exist.
+        ValueError: if the backend does not exist or the sizes do not match.
     """
-    if is_worthwhile(x, num_heads, backend):
-        return covariance_self_attention(x, weight, bias, num_heads)
-    return *projected_attention(F.linear(x, weight, bias), num_heads), x.mean(1)
+    if windows.is_whole and is_worthwhile(x, num_heads, backend):
+        mean = x.mean(1) if mean is None else mean
+        out, v = covariance_self_attention(x, mean, weight, bias, num_heads)
+        return _add_convolution(out, v, filters, filter_bias, windows.hw, backend)
+    qkv = F.linear(x, weight, bias)
+    if choose_backend(backend, x.device) == 'triton' and runs_triton('inline_attention', x.device):
+        from . import triton_kernels
+
+        if triton_kernels.supports(qkv, num_heads):
+            return triton_kernels.fused_attention(qkv, filters, filter_bias, num_heads, windows)
+        log_fallback('inline_attention', 'triton', describe(qkv))
+    # Windows are split after the projection, whose bias would make k and v of padding nonzero.
+    out, v = _projected_attention(windows.split(qkv), num_heads, windows.num_tokens(x))
+    return windows.join(_add_convolution(out, v, filters, filter_bias, windows.size, backend))
 
 
-def projected_attention(
-    qkv: Tensor, num_heads: int, num_tokens: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Multi-head :func:`inline_attention` of projected tokens.
-
-    Args:
-        qkv: queries, keys and values ``(B, N, 3·C)``, each with the heads concatenated.
-        num_heads: number of heads; divides C.
-        num_tokens: ``(B, 1, 1, 1)``; see :func:`inline_attention`.
+def _projected_attention(qkv: Tensor, num_heads: int, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Multi-head :func:`inline_attention` of ``(B, N, 3·C)``, q, k and v of ``num_tokens (B, 1)``.
 
     Returns:
         The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
     """
     q, k, v = qkv.chunk(3, -1)
     heads = (split_heads(t, num_heads) for t in (q, k, v))
-    out = inline_attention(*heads, num_tokens)
+    out = inline_attention(*heads, num_tokens[..., None, None])
     return out.to(v.dtype).transpose(1, 2).flatten(2), v
+
+
+def _add_convolution(
+    out: Tensor,
+    v: Tensor,
+    filters: Tensor,
+    bias: Tensor | None,
+    hw: tuple[int, int],
+    backend: str | None,
+) -> Tensor:
+    """Add the dynamic convolution of v to the attention, both ``(B, T + N, C)``."""
+    num_extra = v.shape[1] - hw[0] * hw[1]
+    convolved = dynamic_conv(v[:, num_extra:], filters, hw, bias, backend)
+    return out + (F.pad(convolved, (0, 0, num_extra, 0)) if num_extra else convolved)

@@ -16,7 +16,7 @@ def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
     width = dims // num_heads
     return (
         x.device.type == 'cpu'
-        and choose_backend(backend, x.device) not in ('reference', 'standard')
+        and choose_backend(backend, x.device) in ('torch', 'extension')
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled('cpu')
         and 2 * num_tokens * width > dims * (dims + 2 * width)
@@ -24,43 +24,42 @@ def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
 
 
 def covariance_self_attention(
-    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x ``(B, N, C)``, weight ``(3·C, C)``, bias ``(3·C,)`` -> attention and v, ``(B, N, C)``, and the
-    mean of x ``(B, C)``."""
-    return _attention(x, weight, bias, num_heads)[:3]
+    x: Tensor, mean: Tensor, weight: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """x ``(B, N, C)``, its mean ``(B, C)``, weight ``(3·C, C)``, bias ``(3·C,)`` -> attention and v,
+    ``(B, N, C)``."""
+    return _attention(x, mean, weight, bias, num_heads)[:2]
 
 
 @torch.library.custom_op('soft_mm::inline_self_attention', mutates_args=())
 def _attention(
-    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention and v, ``(B, N, C)``, the tokens' mean ``(B, C)``, and for the backward pass their
-    covariance ``(B, C, C)``."""
+    x: Tensor, mean: Tensor, weight: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention and v, ``(B, N, C)``, and for the backward pass the tokens' covariance
+    ``(B, C, C)``."""
     weight_v, bias_v = weight.chunk(3)[2], bias.chunk(3)[2]
-    mean = x.mean(1, keepdim=True)
+    mean = mean.unsqueeze(1)
     covariance = torch.baddbmm(mean.mT @ mean, x.mT, x, beta=-1, alpha=1 / x.shape[1])
     q, k, v = _head_weights(weight, bias, num_heads)
     # All heads as one linear map of the tokens, with its bias in the last row.
     maps = _concat_heads(q.mT @ _key_value_covariance(_key_token_covariance(covariance, k), v))
     out = torch.baddbmm(F.linear(mean, weight_v, bias_v) + maps[:, -1:], x, maps[:, :-1])
-    return out, F.linear(x, weight_v, bias_v), mean.squeeze(1), covariance
+    return out, F.linear(x, weight_v, bias_v), covariance
 
 
 @torch.library.custom_op('soft_mm::inline_self_attention_backward', mutates_args=())
 def _attention_backward(
     grad: Tensor,
     grad_v: Tensor,
-    grad_mean: Tensor,
     x: Tensor,
+    mean: Tensor,
     weight: Tensor,
     bias: Tensor,
-    mean: Tensor,
     covariance: Tensor,
     num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, num_tokens, _ = x.shape
-    mean, grad_mean = mean.unsqueeze(1), grad_mean.unsqueeze(1)
+    mean = mean.unsqueeze(1)
     q, k, v = _head_weights(weight, bias, num_heads)
     weight_k, weight_v = weight.chunk(3)[1:]
     key_token = _key_token_covariance(covariance, k)
@@ -76,10 +75,10 @@ def _attention_backward(
     grad_values = (grad_key_value.mT @ key_token).sum(0)
     grad_covariance = weight_k.mT @ (grad_key_value @ v).flatten(1, 2)
     # covariance = xᵀ·x / N − meanᵀ·mean.
-    grad_covariance = (grad_covariance + grad_covariance.mT) / num_tokens
-    offset = (sums @ weight_v + grad_mean) / num_tokens - mean @ grad_covariance
+    grad_covariance = grad_covariance + grad_covariance.mT
+    grad_mean = (sums @ weight_v - mean @ grad_covariance).squeeze(1)
 
-    grad_x = torch.baddbmm(offset, x, grad_covariance)
+    grad_x = x @ (grad_covariance / num_tokens)
     grad_x.baddbmm_(grad, _concat_heads(q.mT @ key_value)[:, :-1].mT)
     grad_x.baddbmm_(grad_v, weight_v.expand(batch, -1, -1))
     grad_v, x, sums = grad_v.flatten(0, 1), x.flatten(0, 1), sums.flatten(0, 1)
@@ -88,7 +87,7 @@ def _attention_backward(
     grad_bias = torch.cat(
         (grad_q[..., -1].flatten(), torch.zeros_like(bias).chunk(3)[1], grad_v.sum(0) + sums.sum(0))
     )
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_mean, grad_weight, grad_bias
 
 
 def _head_weights(weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,39 +116,33 @@ def _concat_heads(heads: Tensor) -> Tensor:
 
 @_attention.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, mean: Tensor, weight: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, dims = x.shape
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(x.shape),
-        x.new_empty(batch, dims),
-        x.new_empty(batch, dims, dims),
-    )
+    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(batch, dims, dims)
 
 
 @_attention_backward.register_fake
 def _(
     grad: Tensor,
     grad_v: Tensor,
-    grad_mean: Tensor,
     x: Tensor,
+    mean: Tensor,
     weight: Tensor,
     bias: Tensor,
-    mean: Tensor,
     covariance: Tensor,
     num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(t.new_empty(t.shape) for t in (x, weight, bias))
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(t.new_empty(t.shape) for t in (x, mean, weight, bias))
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, bias, ctx.num_heads = inputs
-    ctx.save_for_backward(x, weight, bias, *output[2:])
+    *tensors, ctx.num_heads = inputs
+    ctx.save_for_backward(*tensors, output[2])
 
 
-def _backward(ctx, grad: Tensor, grad_v: Tensor, grad_mean: Tensor, _):
-    return *_attention_backward(grad, grad_v, grad_mean, *ctx.saved_tensors, ctx.num_heads), None
+def _backward(ctx, grad: Tensor, grad_v: Tensor, _):
+    return *_attention_backward(grad, grad_v, *ctx.saved_tensors, ctx.num_heads), None
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)

@@ -16,9 +16,9 @@ from soft_mm.models.layers import (
     InLineAttention,
     SelfAttention,
     WindowAttention,
-    Windows,
 )
 from soft_mm.ops.inline_attention.reference import inline_attention
+from soft_mm.ops.windows import Windows
 
 MAPS = [(6, 6), (7, 10), (3, 3), (2, 8), (1, 1), (13, 4)]
 DIMS, HEADS, SIZE = 8, 2, 3

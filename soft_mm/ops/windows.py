@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.backend import is_exporting
-from ...ops.shapes import ceil_div
+from .backend import is_exporting
+from .shapes import ceil_div
 from .sizes import known, smaller
 
 
@@ -29,8 +29,13 @@ class Windows:
     shift: tuple[int, int] = (0, 0)
 
     @classmethod
-    def fit(cls, hw: tuple[int, int], size: int, shifted: bool) -> 'Windows':
-        """Square windows, shifted by half their size if ``shifted``, but no larger than the map."""
+    def fit(cls, hw: tuple[int, int], size: int | None, shifted: bool) -> 'Windows':
+        """Square windows, shifted by half their size if ``shifted``, but no larger than the map.
+
+        With ``size`` None one window covers the map.
+        """
+        if size is None:
+            return cls(hw, hw)
         # (side − 1) // size is 0 if one window covers the side, which then needs no shift.
         return cls(
             hw,
@@ -39,20 +44,36 @@ class Windows:
         )
 
     def split(self, x: Tensor) -> Tensor:
-        """Partition: ``(B, H·W, C)`` -> ``(B·number of windows, h·w, C)``, zero-padded."""
+        """Partition: ``(B, H·W, C)`` -> ``(B·number of windows, h·w, C)``, zero-padded.
+
+        If one window covers the map, the tokens are returned as they are, with extra ones.
+        """
+        if self.is_whole:
+            return x
         source, target = self._indices(x.device)
         x = _Permute.apply(x, source, target, self.padded, False)
         return x.unflatten(1, (-1, self.size[0] * self.size[1])).flatten(0, 1)
 
     def join(self, windows: Tensor) -> Tensor:
         """Inverse of ``split``: ``(B·number of windows, h·w, C)`` -> ``(B, H·W, C)``."""
+        if self.is_whole:
+            return windows
         source, target = self._indices(windows.device)
         rows, columns = self._grid
         windows = windows.unflatten(0, (-1, rows * columns)).flatten(1, 2)
         return _Permute.apply(windows, target, source, False, self.padded)
 
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean token of each window: ``(B, N, C)`` -> ``(B·number of windows, C)``.
+
+        If one window covers the map, extra tokens, such as a class token, take part.
+        """
+        return x.mean(1) if self.is_whole else self.split(x).sum(1) / self.num_tokens(x)
+
     def num_tokens(self, x: Tensor) -> Tensor:
         """Number of tokens, without padding, in each window of ``x``: ``(B·windows, 1)``."""
+        if self.is_whole:
+            return x.new_full((len(x), 1), x.shape[1], dtype=torch.float32)
         real = self.real(x.device).sum(1, keepdim=True, dtype=torch.float32)
         return real.repeat(x.shape[0], 1)
 
@@ -95,6 +116,11 @@ class Windows:
     @property
     def _grid(self) -> tuple[int, int]:
         return tuple(ceil_div(side, size) for side, size in zip(self.hw, self.size))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one window covers the map, for all sizes if they are symbolic."""
+        return all(known(side == size) for side, size in zip(self.hw, self.size))
 
     @property
     def shifted(self) -> bool:
