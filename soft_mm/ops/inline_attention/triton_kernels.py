@@ -166,11 +166,11 @@ def _sum_keys_and_values(
     count = tl.zeros((TOKENS,), tl.float32)
     for first in range(part * TOKENS, extra + h * w, parts * TOKENS):
         _, _, rows, exists = _tile(first, extra, window, TOKENS, WHOLE)
-        keys = _load(k, rows, exists, stride, c, d)
-        values = _load(k + heads * d, rows, exists, stride, c, d)
+        keys = _load(k, rows, exists, stride, c, d).to(tl.float32)
+        values = _load(k + heads * d, rows, exists, stride, c, d).to(tl.float32)
         product += tl.dot(tl.trans(keys), values, input_precision=PRECISION)
-        k_sum += keys.to(tl.float32)
-        v_sum += values.to(tl.float32)
+        k_sum += keys
+        v_sum += values
         count += exists.to(tl.float32)
     out += (index * parts + part) * (d + 3) * d
     _store_matrix(out, c, d, product)
@@ -270,10 +270,9 @@ def _sum_gradients(
     g_sum, taps = zero, (zero, zero, zero, zero, zero, zero, zero, zero, zero)
     for first in range(part * TOKENS, extra + h * w, parts * TOKENS):
         y, x, rows, exists = _tile(first, extra, window, TOKENS, WHOLE)
-        queries = _load(q, rows, exists, 3 * dims, c, d)
-        gradients = _load(g, rows, exists, dims, c, d)
+        queries = _load(q, rows, exists, 3 * dims, c, d).to(tl.float32)
+        gradients = _load(g, rows, exists, dims, c, d).to(tl.float32)
         product += tl.dot(tl.trans(queries), gradients, input_precision=PRECISION)
-        gradients = gradients.to(tl.float32)
         g_sum += gradients
         added = ()
         for tap in tl.static_range(9):

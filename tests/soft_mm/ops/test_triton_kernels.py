@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from soft_mm.models.layers import InLineAttention, SOFTAttention
-from soft_mm.ops import dynamic_conv, gaussian_product, newton_inverse, nystrom_attention
+from soft_mm.ops import (
+    dynamic_conv,
+    gaussian_product,
+    inline_self_attention,
+    newton_inverse,
+    nystrom_attention,
+)
 from soft_mm.ops.backend import HAS_TRITON, set_backend
 from soft_mm.ops.dynamic_conv.reference import dynamic_conv as reference_conv
 from soft_mm.ops.gaussian_product.reference import gaussian_product as reference_product
 from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inverse
+from soft_mm.ops.windows import Windows
 
 ROOT = Path(__file__).parents[3]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -212,6 +219,59 @@ def test_attention(sym_norm, solver, device):
     check(attention('triton'), attention('reference'), [q, v, landmarks], torch.float32)
 
 
+# hw, size and shift of the windows, extra tokens, bias: a class token; parts of a window that are
+# summed apart; windows that are shifted and padded; d = 20, which is no power of two.
+INLINE = [
+    ((5, 7), (5, 7), (0, 0), 3, False),
+    ((9, 30), (9, 30), (0, 0), 0, True),
+    ((5, 4), (3, 3), (1, 1), 0, True),
+]
+LARGE_INLINE = [
+    ((200, 336), (200, 336), (0, 0), 0, True),
+    ((200, 336), (56, 56), (28, 28), 0, False),
+]
+
+
+def check_inline(hw, size, shift, extra, has_bias, dims, num_heads, dtype, device) -> None:
+    windows = Windows(hw, size, shift)
+    count = 2 * windows.real(torch.device('cpu')).shape[0]
+    inputs = [
+        tokens(2, extra + hw[0] * hw[1], dims, device=device) + 0.5,
+        tokens(3 * dims, dims, device=device) * dims**-0.5,
+        tokens(3 * dims, device=device),
+        tokens(count, dims, 3, 3, device=device),
+        *([tokens(dims, device=device)] if has_bias else []),
+    ]
+
+    def attention(backend: str):
+        def attend(x, weight, bias, filters, filter_bias=None):
+            return inline_self_attention(
+                x, weight, bias, filters, filter_bias, num_heads, windows, backend=backend
+            )
+
+        return attend
+
+    check(attention('triton'), attention('reference'), inputs, dtype)
+
+
+@pytest.mark.parametrize('case', INLINE)
+def test_inline_attention(case, device):
+    check_inline(*case, 40, 2, torch.float32, device)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_inline_attention_in_half_precision(dtype, device):
+    check_inline(*INLINE[0], 32, 1, dtype, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('num_heads', [1, 2])
+@pytest.mark.parametrize('case', LARGE_INLINE)
+def test_inline_attention_at_full_size(case, num_heads, dtype, gpu):
+    check_inline(*case, 64, num_heads, dtype, gpu)
+
+
 @pytest.mark.parametrize(
     'make',
     [
@@ -242,11 +302,18 @@ def test_results_are_the_same_bits_each_time(device):
 def test_opcheck(device):
     from soft_mm.ops.dynamic_conv.triton_kernels import fused_dynamic_conv
 
+    fused_attention = torch.ops.soft_mm.inline_attention  # its module is imported by the line below
+    import soft_mm.ops.inline_attention.triton_kernels  # noqa: F401
+
     q, k, v = (x.requires_grad_() for x in pair(1, 2, 5, 3, 4, 2, device))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (q, k, v, 'triton'))
     v, filters, bias = (x.requires_grad_() for x in convolutions(2, 3, 4, 5, device))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, bias, 3, 4))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, None, 3, 4))
+    qkv = tokens(2, 13, 24, device=device).requires_grad_()
+    filters = tokens(2, 8, 3, 3, device=device).requires_grad_()
+    sizes = 2, [3, 4], [3, 4], [0, 0]
+    torch.library.opcheck(fused_attention, (qkv, filters, None, *sizes))
 
 
 def test_compiles_without_a_graph_break(device):

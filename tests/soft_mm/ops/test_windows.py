@@ -34,6 +34,13 @@ def make(layer: type[nn.Module], *args, **kwargs) -> nn.Module:
     return layer(DIMS, HEADS, *args, **kwargs).double()
 
 
+def filters_of(layer: InLineAttention, mean: Tensor) -> Tensor:
+    """Filters from mean tokens ``(B, C)``, by grouped convolutions as in the paper."""
+    first, activation, last = layer.filters
+    hidden = activation(nn.Conv1d.forward(first, mean.unsqueeze(-1)))
+    return nn.Conv1d.forward(last, hidden).view(*mean.shape, 3, 3)
+
+
 @pytest.mark.parametrize('hw', MAPS)
 @pytest.mark.parametrize('shift', [(0, 0), (1, 2)])
 def test_split_and_join(hw, shift):
@@ -114,7 +121,7 @@ def test_inline_windows(hw, shifted, lepe):
     for indices, where in groups(hw, shifted, keep_apart=False):
         q, k, v = layer.qkv(x[:, indices]).chunk(3, -1)
         out = inline_attention(heads(q), heads(k), heads(v)).transpose(1, 2).flatten(2)
-        filters = layer.filters(described[:, indices].mean(1)).view(2, DIMS, 3, 3)
+        filters = filters_of(layer, described[:, indices].mean(1))
         out = out + convolved(v, where, filters)
         if lepe:
             out = out + convolved(v, where, layer.lepe.weight[None, :, 0]) + layer.lepe.bias
@@ -176,7 +183,7 @@ def test_class_token_attends_but_is_not_convolved():
     x = torch.cat((tokens((1, 1)), tokens(hw)), 1)
     q, k, v = layer.qkv(x).chunk(3, -1)
     out = inline_attention(heads(q), heads(k), heads(v)).transpose(1, 2).flatten(2)
-    filters = layer.filters(x.mean(1)).view(2, DIMS, 3, 3)
+    filters = filters_of(layer, x.mean(1))
     where = list(itertools.product(range(3), range(5)))
     out[:, 1:] += convolved(v[:, 1:], where, filters)
     torch.testing.assert_close(layer(x, hw), layer.proj(out))

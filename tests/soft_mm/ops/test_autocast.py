@@ -1,0 +1,150 @@
+"""Memory traffic and errors of the layers under autocast, as they run on a GPU."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from soft_mm import InLinePVT
+from soft_mm.models.layers import InLineAttention, TransformerBlock
+from soft_mm.ops import set_backend
+from soft_mm.ops.backend import HAS_TRITON, INTERPRETED
+from soft_mm.ops.shapes import split_heads
+
+pytestmark = pytest.mark.skipif(
+    not (HAS_TRITON and INTERPRETED), reason='only the interpreter runs Triton kernels on a CPU'
+)
+HW, DIMS, HEADS = (200, 336), 64, 2  # the first stage of a PVT on an image of 800×1344
+VIEWS = {'device', 'view', '_unsafe_view', 'expand', 'unsqueeze', 'squeeze', 'transpose', 't'}
+VIEWS |= {'permute', 'slice', 'select', 'split', 'split_with_sizes', 'detach', 'alias', 'unbind'}
+# Tokens that a fused op reads a second time, in bytes a channel of bf16: v, and grad and v.
+SECOND_READS = {'inline_attention': 2, 'inline_attention_backward': 4}
+
+
+class Traffic(TorchDispatchMode):
+    """Count the launches of a layer, and the bytes that they read and write, for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches, self.bytes = [], 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name not in VIEWS and not name.endswith('empty'):
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            channels = HW[0] * HW[1] * DIMS
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors) / channels
+            self.bytes += SECOND_READS.get(name, 0)
+            self.launches.append(name)
+        return out
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'forward_limit', 'backward_limit'),
+    [({}, 45, 100), (dict(window_size=56, shifted=True), 56, 100)],
+)
+def test_bytes_of_an_inline_layer(kwargs, forward_limit, backward_limit):
+    """Bytes a channel of a token. By hand, fp32 tokens: mean 4, cast 6, projections 8 and 4,
+    attention 10. Windows write the shifted map once more for the mean."""
+    with FakeTensorMode(), set_backend('triton'):
+        layer = InLineAttention(DIMS, HEADS, **kwargs)
+        x = torch.randn(1, HW[0] * HW[1], DIMS, requires_grad=True)
+        with Traffic() as forward, torch.autocast('cpu', torch.bfloat16):
+            out = layer(x, HW)
+        with Traffic() as backward:
+            torch.autograd.grad(out, [x, *layer.parameters()], torch.empty_like(out))
+    assert 30 < forward.bytes < forward_limit
+    assert 70 < backward.bytes < backward_limit
+
+
+@pytest.fixture
+def bf16():
+    """Create parameters and tokens in bf16."""
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_launches_of_an_inline_block(bf16):
+    with FakeTensorMode(), set_backend('triton'), torch.no_grad():
+        block = TransformerBlock(InLineAttention(DIMS, HEADS), DIMS)
+        with Traffic() as traffic:
+            block(torch.randn(1, HW[0] * HW[1], DIMS), HW)
+    # The fused op launches three kernels.
+    assert traffic.launches.count('inline_attention') == 1
+    assert len(traffic.launches) + 2 < 25, traffic.launches
+
+
+@pytest.fixture
+def photograph(shared) -> Tensor:
+    """A photograph of 160×128 pixels, normalised."""
+    path = sorted(Path(shared('data') / 'coco/val2017').glob('*.jpg'))[0]
+    pixels = np.asarray(Image.open(path).convert('RGB').resize((160, 128)), dtype=np.float32)
+    return torch.from_numpy((pixels - pixels.mean()) / pixels.std()).permute(2, 0, 1)[None]
+
+
+def authors_inline(layer: InLineAttention, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    """InLine as the released models compute it: every step in the dtype that autocast gives it."""
+    q, k, v = layer.qkv(x).chunk(3, -1)
+    filters = layer._filters(x.mean(1))
+    convolved = F.conv2d(
+        v.mT.reshape(1, -1, *hw),
+        filters.to(v.dtype).flatten(0, 1)[:, None],
+        None,
+        1,
+        1,
+        1,
+        v.shape[2],
+    )
+    q, k, v = (split_heads(t, layer.num_heads) for t in (q, k, v))
+    scale = q.shape[-1] ** -0.5
+    key_value = (k.mT * (scale / k.shape[2]) ** 0.5) @ (v * (scale / k.shape[2]) ** 0.5)
+    correction = 1 - scale * (q @ k.mean(2, keepdim=True).mT)
+    out = q @ key_value + correction * v.mean(2, keepdim=True)
+    return layer.proj(out.transpose(1, 2).flatten(2) + convolved.flatten(2).mT)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_errors_of_inline_on_a_photograph(dtype, photograph):
+    """The output and every gradient are at least as exact as the authors' formulas."""
+    torch.manual_seed(0)
+    model = InLinePVT(arch='tiny', img_size=128)
+    layer, inputs = model.stages[0].blocks[0].attn, []
+    layer.register_forward_pre_hook(lambda _, args: inputs.append(args))
+    model(photograph)
+    (x, hw), *_ = inputs
+    x = x.detach()
+
+    def results(attend, kind: torch.dtype, autocast: bool) -> list[Tensor]:
+        layer.to(kind)
+        leaf = x.to(kind).requires_grad_()
+        with torch.autocast('cpu', dtype, enabled=autocast):
+            out = attend(leaf)
+        grad = torch.randn(
+            out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        leaves = [leaf, *layer.parameters()]
+        return [t.double() for t in (out, *torch.autograd.grad(out, leaves, grad.to(out.dtype)))]
+
+    def ours(x: Tensor) -> Tensor:
+        with set_backend('triton'):
+            return layer(x, hw)
+
+    def theirs(x: Tensor) -> Tensor:
+        return authors_inline(layer, x, hw)
+
+    outcomes = [results(ours, torch.float32, True), results(theirs, torch.float32, True)]
+    outcomes.append(results(theirs, torch.float64, False))
+    names = ['out', 'x', *(name for name, _ in layer.named_parameters())]
+    for name, got, released, exact in zip(names, *outcomes):
+        error, allowed = ((t - exact).norm() / exact.norm() for t in (got, released))
+        # Both round what the projections write, which differs by chance.
+        assert error <= 1.1 * allowed, name
