@@ -28,7 +28,7 @@ def assert_equal(ours: Tensor, exact: Tensor) -> None:
 
 @pytest.fixture(params=[1e9, 0], ids=['iterated', 'rational'])
 def algorithm(request, monkeypatch):
-    monkeypatch.setattr(rational, 'MIN_SIZE', request.param)
+    monkeypatch.setitem(rational.MIN_SIZE, 'torch', request.param)
 
 
 # From distant landmarks, whose K2 is nearly I, to identical ones; 20 iterations do not converge for
@@ -120,9 +120,8 @@ def test_gradcheck(algorithm):
 
 def test_opcheck():
     p, v, alpha = system(2, 5, spread=3.0, dtype=torch.float32)
-    torch.library.opcheck(
-        torch.ops.soft_mm.newton_solve, (p.requires_grad_(), v.requires_grad_(), 2**10 * alpha)
-    )
+    leaves = p.requires_grad_(), v.requires_grad_()
+    torch.library.opcheck(torch.ops.soft_mm.newton_solve, (*leaves, 2**10 * alpha, False))
 
 
 def test_batches_and_strides(algorithm):
