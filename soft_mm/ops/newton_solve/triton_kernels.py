@@ -205,7 +205,9 @@ def product(
 ) -> Tensor:
     """``factor·matrix·y + Σ c·x`` of at most three terms, matrix ``(L, m, m)``, y and x ``(L, m, e)``."""
     count, m, e = y.shape
-    coefficients, tensors = zip(*terms, *[(0.0, y)] * (3 - len(terms)))
+    coefficients, tensors = zip(*terms, *[(0, y)] * (3 - len(terms)))
+    # Triton would compile a kernel for each integer among the coefficients' types and values.
+    factor, *coefficients = map(float, (factor, *coefficients))
     columns = min(COLUMNS, max(16, triton.next_power_of_2(e)))
     out = torch.empty_like(y) if out is None else out
     grid = count * triton.cdiv(m, ROWS) * triton.cdiv(e, columns)
