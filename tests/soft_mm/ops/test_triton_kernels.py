@@ -244,12 +244,36 @@ def check_solutions(got: tuple[Tensor, ...], p: Tensor, v: Tensor, alpha: Tensor
         assert (x - truth).norm() <= factor * tolerance * truth.norm()
 
 
-@pytest.mark.parametrize('size', [(2, 65, 17), (1, 130, 70)])
-def test_solve(size, device, tensor_cores):
-    """Two and three blocks, whose last is padded, and values of one and two strips of columns."""
-    inputs = systems(*size, device)
+def test_solve(device, tensor_cores):
+    inputs = systems(1, 65, 17, device)
     with set_backend('triton'):
         check_solutions(solutions(*inputs), *inputs)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.parametrize('m', [5, 130])
+def test_complement_of_the_inverse(m, device, tensor_cores):
+    """One and three blocks, whose last is padded; the tolerance is that of ``check_solutions``."""
+    from soft_mm.ops.newton_solve.triton_kernels import factor
+
+    p, root = landmark_kernels(2, m, device), torch.full((2, 1, 1), 100.0, device=device)
+    out, delta = torch.empty_like(p), POLE / 100
+    factor(out, p, root, POLE)
+    truth = torch.linalg.solve(p.double() + delta * torch.eye(m, device=device), p.double())
+    condition = torch.linalg.matrix_norm(p, 2).amax() / delta + 1
+    assert (out - truth).norm() <= 2 * torch.finfo(p.dtype).eps * condition * truth.norm()
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+def test_product_with_other_terms(device, tensor_cores):
+    """Two strips of columns, and rows that do not fill the last tile."""
+    from soft_mm.ops.newton_solve.triton_kernels import product
+
+    matrix, y, *terms = tokens(5, 2, 70, 70, device=device)
+    got = product(matrix, y, 3, (-1, y), (2, terms[0]), (0.5, terms[1]))
+    truth = 3 * matrix.double() @ y.double() - y + 2 * terms[0] + 0.5 * terms[1]
+    size = 3 * matrix.abs().double() @ y.abs().double() + y.abs() + terms[0].abs() + terms[1].abs()
+    assert ((got - truth).abs() <= (6 + (3 * 70) ** 0.5) * torch.finfo(y.dtype).eps * size).all()
 
 
 @pytest.mark.gpu
