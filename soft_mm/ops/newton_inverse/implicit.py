@@ -7,8 +7,7 @@ from ..backend import describe, log_fallback, runs_triton
 from ..precision import at_least_fp32
 
 
-@torch.library.custom_op('soft_mm::newton_inverse', mutates_args=())
-def implicit_newton_inverse(
+def iterate(
     p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, backend: str
 ) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
@@ -37,6 +36,11 @@ def implicit_newton_inverse(
         if converged:
             break
     return v.view(p.shape)
+
+
+implicit_newton_inverse = torch.library.custom_op(
+    'soft_mm::newton_inverse', iterate, mutates_args=()
+)
 
 
 @implicit_newton_inverse.register_fake

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ..backend import choose_backend
+from ..backend import choose_backend, describe, log_fallback, runs_triton
 from ..newton_inverse import newton_inverse
 from ..precision import at_least_fp32
-from .rational import is_worthwhile, rational_newton_solve
+from .rational import MIN_SIZE, is_worthwhile, rational_newton_solve
 
 
 @at_least_fp32
@@ -14,15 +14,16 @@ def newton_solve(
 ) -> Tensor:
     """Compute ``newton_inverse(p, alpha, iterations) @ v``, at a fraction of its cost for large m.
 
-    The gradient is implicit, as in :func:`newton_inverse`. For at least 160 rows and 20 iterations,
-    a rational function of p replaces the iterations.
+    The gradient is implicit, as in :func:`newton_inverse`. For 20 iterations or more, a rational
+    function of p replaces them from 160 rows on, or from 65 with Triton.
 
     Args:
         p: ``(..., m, m)``, symmetric and positive semi-definite; may be singular.
         v: ``(..., m, e)``, same leading dimensions.
         alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; ``0 < α·λmax² < 2``.
         iterations: number of iterations, at least 0.
-        backend: passed to :func:`newton_inverse` when p is iterated; 'standard' always iterates.
+        backend: 'triton' runs kernels of its own and supports fp32; 'standard' always iterates.
+            Passed to :func:`newton_inverse` when p is iterated.
 
     Returns:
         ``(..., m, e)`` in fp32 or better.
@@ -37,8 +38,19 @@ def newton_solve(
             f'and m, got {tuple(p.shape)} and {tuple(v.shape)}'
         )
     backend = choose_backend(backend, p.device)
-    if backend != 'standard' and is_worthwhile(p.shape[-1], iterations):
-        return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations)
+    fused = backend == 'triton' and _runs_triton(p, v)
+    if backend != 'standard' and is_worthwhile(p.shape[-1], iterations, fused):
+        return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations, fused)
     # On a CPU and inside the Triton kernel the check for convergence needs no synchronisation.
-    until_converged = backend == 'triton' or p.device.type == 'cpu'
+    until_converged = p.device.type == 'cpu' or fused and p.shape[-1] < MIN_SIZE['triton']
     return newton_inverse(p, alpha, iterations, until_converged, backend) @ v
+
+
+def _runs_triton(p: Tensor, v: Tensor) -> bool:
+    if not runs_triton('newton_solve', p.device):
+        return False
+    from . import triton_kernels
+
+    if not (supported := triton_kernels.supports(p, v)):
+        log_fallback('newton_solve', 'triton', describe(p, v))
+    return supported

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from soft_mm.ops.dynamic_conv import triton_kernels as conv
 from soft_mm.ops.gaussian_product import triton_kernels as product
 from soft_mm.ops.newton_inverse import triton_kernels as inverse
+from soft_mm.ops.newton_solve import triton_kernels as solve
 
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 
@@ -67,14 +68,35 @@ def main(capability: int) -> None:
                 print(
                     report(capability, kernel, pointers, constants, num_warps=d // 8, num_stages=2)
                 )
-    for block in (16, 64):
+    for size in (16, 32, 64):
         print(
             report(
                 capability,
                 inverse._iterate,
-                dict(p='fp32', alpha='fp32', out='fp32'),
-                dict(BLOCK=block),
+                dict.fromkeys(('p', 'alpha', 'out', 'work'), 'fp32'),
+                dict(SIZE=size, STEP=inverse.STEP),
                 ['small'],
+                num_warps=size // 16,
+                num_stages=1,
+            )
+        )
+    tile, step = dict(BLOCK=solve.BLOCK), dict(BLOCK=solve.BLOCK, STEP=solve.STEP)
+    for kernel, pointers, constants in (
+        (solve._shift, ('p', 'root', 'blocks', 'pivot'), tile),
+        (solve._panel, ('blocks', 'pivot', 'u', 'w'), step),
+        (solve._sweep, ('blocks', 'pivot', 'u', 'w'), step),
+        (solve._complement, ('blocks', 'p', 'root', 'out'), tile),
+    ):
+        pointers = dict.fromkeys(pointers, 'fp32')
+        print(report(capability, kernel, pointers, constants, ['pole'], num_warps=8, num_stages=1))
+    for columns in (16, 32, 64):
+        print(
+            report(
+                capability,
+                solve._product,
+                dict.fromkeys(('matrix', 'y', 'x0', 'x1', 'x2', 'out'), 'fp32'),
+                dict(ROWS=solve.ROWS, COLUMNS=columns, INNER=solve.INNER),
+                ['factor', 'c0', 'c1', 'c2'],
             )
         )
     for dtype in ('fp32', 'bf16'):

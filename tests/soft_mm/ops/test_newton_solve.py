@@ -1,8 +1,16 @@
+import importlib
+from collections import Counter, defaultdict
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soft_mm.ops import gaussian_kernel, newton_inverse, newton_solve
+from soft_mm.ops.backend import HAS_TRITON
+from soft_mm.ops.newton_inverse.implicit import iterate
 from soft_mm.ops.newton_solve import rational
 from soft_mm.ops.newton_solve.reference import newton_solve as reference
 
@@ -28,7 +36,7 @@ def assert_equal(ours: Tensor, exact: Tensor) -> None:
 
 @pytest.fixture(params=[1e9, 0], ids=['iterated', 'rational'])
 def algorithm(request, monkeypatch):
-    monkeypatch.setattr(rational, 'MIN_SIZE', request.param)
+    monkeypatch.setitem(rational.MIN_SIZE, 'torch', request.param)
 
 
 # From distant landmarks, whose K2 is nearly I, to identical ones; 20 iterations do not converge for
@@ -120,9 +128,8 @@ def test_gradcheck(algorithm):
 
 def test_opcheck():
     p, v, alpha = system(2, 5, spread=3.0, dtype=torch.float32)
-    torch.library.opcheck(
-        torch.ops.soft_mm.newton_solve, (p.requires_grad_(), v.requires_grad_(), 2**10 * alpha)
-    )
+    leaves = p.requires_grad_(), v.requires_grad_()
+    torch.library.opcheck(torch.ops.soft_mm.newton_solve, (*leaves, 2**10 * alpha, False))
 
 
 def test_batches_and_strides(algorithm):
@@ -177,6 +184,61 @@ def test_the_backward_pass_factors_nothing(monkeypatch):
     out = newton_solve(p.requires_grad_(), v.requires_grad_(), alpha)
     monkeypatch.delattr(torch.linalg, 'cholesky_ex')
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), (p, v)))
+
+
+KERNELS = dict(
+    _iterate='newton_inverse',
+    **dict.fromkeys(('_shift', '_panel', '_sweep', '_complement', '_product'), 'newton_solve'),
+)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators, and in place of Triton's kernels their launches."""
+
+    def __init__(self, monkeypatch) -> None:
+        super().__init__()
+        self.counts = Counter()
+        for name, op in KERNELS.items():
+            module = importlib.import_module(f'soft_mm.ops.{op}.triton_kernels')
+            monkeypatch.setattr(module, name, defaultdict(lambda name=name: self._launch(name)))
+
+    def _launch(self, name: str):
+        return lambda *args, **options: self.counts.update([name])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.parametrize('backend', ['triton', 'torch'])
+@pytest.mark.parametrize('m', [49, 100, 160, 1050])
+def test_no_synchronisation(m, backend, monkeypatch):
+    """Of tensors without data, a number that the host reads raises. Counts the launches, too."""
+    for module, op, body in (
+        (rational, '_newton_solve', rational.forward),
+        (rational, '_newton_solve_backward', rational.backward),
+        (importlib.import_module('soft_mm.ops.newton_inverse'), 'implicit_newton_inverse', iterate),
+    ):
+        monkeypatch.setattr(module, op, body)
+    monkeypatch.setattr(torch.cuda, 'device_of', lambda x: nullcontext())
+    with FakeTensorMode(), Launches(monkeypatch) as launches:
+        p, v, alpha = (torch.empty(2, *shape, device='cuda') for shape in ((m, m), (m, 32), (1, 1)))
+        newton_solve(p, v, alpha, backend=backend)
+        forward, launches.counts = launches.counts, Counter()
+        rational.backward(v, p, p, alpha, backend == 'triton')
+    waits = {'item', '_local_scalar_dense', 'nonzero', 'is_nonzero', 'equal'}
+    assert not waits & (forward.keys() | launches.counts.keys())
+    kernels = {name: n for name, n in forward.items() if name in KERNELS}
+    steps = -(-m // 64)
+    if backend == 'torch':
+        assert not kernels
+    elif m == 49:
+        assert kernels == {'_iterate': 1}
+    else:
+        expected = dict(_shift=1, _panel=steps, _sweep=steps, _complement=1, _product=32)
+        assert kernels == expected
+    assert launches.counts['_product' if backend == 'triton' else 'baddbmm'] == 32
 
 
 def test_arguments_are_checked():

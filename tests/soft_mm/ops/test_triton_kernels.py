@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from soft_mm.ops import (
     gaussian_product,
     inline_self_attention,
     newton_inverse,
+    newton_solve,
     nystrom_attention,
 )
 from soft_mm.ops.backend import HAS_TRITON, set_backend
 from soft_mm.ops.dynamic_conv.reference import dynamic_conv as reference_conv
 from soft_mm.ops.gaussian_product.reference import gaussian_product as reference_product
 from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inverse
+from soft_mm.ops.newton_solve.rational import POLE
 from soft_mm.ops.windows import Windows
 
 ROOT = Path(__file__).parents[3]
@@ -135,8 +138,49 @@ def test_product_of_what_the_kernels_do_not_take(device):
         check(fused_product, reference_product, pair(*size, device=device), dtype)
 
 
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """Make the interpreter, whose fp32 products are exact, round operands as a GPU does."""
+    if torch.cuda.is_available() or not HAS_TRITON:
+        return
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    def rounded(x):  # to the 11 digits of TF32
+        return ((x.view(np.int32) + 2**12) & -(2**13)).view(np.float32)
+
+    def product(a, b):
+        (a, a_rest), (b, b_rest) = ((rounded(x), rounded(x - rounded(x))) for x in (a, b))
+        return np.matmul(a, b) + (np.matmul(a, b_rest) + np.matmul(a_rest, b))
+
+    def create_dot(self, a, b, d, input_precision, *_):
+        assert input_precision.name == 'TF32x3'
+        a, b = (np.ascontiguousarray(x.data) for x in (a, b))
+        return type(d)(product(a, b) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, 'create_dot', create_dot)
+
+
 def fused_inverse(p: Tensor) -> Tensor:
     return newton_inverse(p, until_converged=True, backend='triton')
+
+
+def check_inverse(p: Tensor) -> None:
+    """The errors of the last iteration's products and of the gradient's, for each entry.
+
+    TF32 has 11 digits. Two of them, for both operands, and the product of the rests that is left
+    out, err by at most 3·2⁻²² together; the sums' roundings are independent.
+    """
+    (got, got_grad), (truth, grad) = (
+        results(fused_inverse, [p], dtype) for dtype in (torch.float32, torch.float64)
+    )
+    g = (tokens(*p.shape).to(p) / p.numel() ** 0.5).abs().double()
+    v, p, m, eps = truth.abs(), p.abs().double(), p.shape[-1], torch.finfo(torch.float32).eps
+    rounding = 6 * eps + (3 * m) ** 0.5 * eps
+    # VP and its product with V; and what is left when the iteration stops.
+    error = 2 * rounding * v @ p @ v + eps * (v + v.sum(-2, keepdim=True))
+    assert ((got - truth).abs() <= error).all()
+    error = error @ g @ v + v @ g @ error + 2 * rounding * v @ g @ v
+    assert ((got_grad - grad).abs() <= error).all()
 
 
 def landmark_kernels(count: int, m: int, device: str) -> Tensor:
@@ -145,15 +189,13 @@ def landmark_kernels(count: int, m: int, device: str) -> Tensor:
 
 
 @pytest.mark.parametrize('m', [1, 7, 16, 33, 49, 64, 65])
-def test_inverse(m, device):
-    p = landmark_kernels(3, m, device) + 0.1 * torch.eye(m, device=device)
-    check(fused_inverse, newton_inverse, [p], torch.float32)
+def test_inverse(m, device, tensor_cores):
+    check_inverse(landmark_kernels(3, m, device) + 0.1 * torch.eye(m, device=device))
 
 
 @pytest.mark.gpu
 def test_inverse_at_full_size(gpu):
-    p = landmark_kernels(1280, 49, gpu) + 0.1 * torch.eye(49, device=gpu)
-    check(fused_inverse, newton_inverse, [p], torch.float32)
+    check_inverse(landmark_kernels(1280, 49, gpu) + 0.1 * torch.eye(49, device=gpu))
 
 
 def test_inverse_of_coinciding_landmarks_takes_every_iteration(device):
@@ -174,6 +216,97 @@ def test_inverse_takes_the_steps_it_is_told(iterations, device):
         rtol=2e-4,
         atol=2e-4,
     )
+
+
+def systems(count: int, m: int, e: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    p = landmark_kernels(count, m, device)
+    alpha = 1.8 / p.sum(-1).amax(-1)[:, None, None].square()
+    return p.requires_grad_(), tokens(count, m, e, device=device).requires_grad_(), alpha
+
+
+def solutions(p: Tensor, v: Tensor, alpha: Tensor, fn=newton_solve) -> tuple[Tensor, ...]:
+    """V_T v, and the gradients of its sum."""
+    out = fn(p, v, alpha)
+    return out, *torch.autograd.grad(out.sum(), (p, v))
+
+
+def check_solutions(got: tuple[Tensor, ...], p: Tensor, v: Tensor, alpha: Tensor) -> None:
+    """Compare with the iteration in fp64.
+
+    The error of an inverse is at most the condition of P + δI times that of a rounding, here of two
+    for the product of three TF32 products; the rational function's error adds to it. The gradient
+    of P is a product of two such results.
+    """
+    exact = (x.detach().double().requires_grad_() for x in (p, v))
+    expected = solutions(*exact, alpha.double(), lambda *x: reference_inverse(x[0], x[2]) @ x[1])
+    norm = torch.linalg.matrix_norm(p.detach(), 2).amax()
+    condition = norm * (alpha.amax() * 2**20).sqrt() / POLE + 1
+    tolerance = 2 * torch.finfo(torch.float32).eps * condition + 2.2e-6
+    for x, truth, factor in zip(got, expected, (1, 2, 1)):
+        assert (x - truth).norm() <= factor * tolerance * truth.norm()
+
+
+def test_solve(device, tensor_cores):
+    inputs = systems(1, 65, 17, device)
+    with set_backend('triton'):
+        check_solutions(solutions(*inputs), *inputs)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.parametrize('m', [5, 130])
+def test_complement_of_the_inverse(m, device, tensor_cores):
+    """One and three blocks, whose last is padded; the tolerance is that of ``check_solutions``."""
+    from soft_mm.ops.newton_solve.triton_kernels import factor
+
+    p, root = landmark_kernels(2, m, device), torch.full((2, 1, 1), 100.0, device=device)
+    out, delta = torch.empty_like(p), POLE / 100
+    factor(out, p, root, POLE)
+    truth = torch.linalg.solve(p.double() + delta * torch.eye(m, device=device), p.double())
+    condition = torch.linalg.matrix_norm(p, 2).amax() / delta + 1
+    assert (out - truth).norm() <= 2 * torch.finfo(p.dtype).eps * condition * truth.norm()
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+def test_product_with_other_terms(device, tensor_cores):
+    """Two strips of columns, and rows that do not fill the last tile."""
+    from soft_mm.ops.newton_solve.triton_kernels import product
+
+    matrix, y, *terms = tokens(5, 2, 70, 70, device=device)
+    got = product(matrix, y, 3, (-1, y), (2, terms[0]), (0.5, terms[1]))
+    truth = 3 * matrix.double() @ y.double() - y + 2 * terms[0] + 0.5 * terms[1]
+    size = 3 * matrix.abs().double() @ y.abs().double() + y.abs() + terms[0].abs() + terms[1].abs()
+    assert ((got - truth).abs() <= (6 + (3 * 70) ** 0.5) * torch.finfo(y.dtype).eps * size).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('m', [49, 81, 160, 256, 1050])
+def test_solve_waits_for_nothing(m, gpu):
+    inputs = systems(2, m, 32, gpu)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        got = solutions(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    check_solutions(got, *inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('m', [49, 81, 160, 256, 1050])
+def test_solve_in_a_graph(m, gpu):
+    inputs, others = systems(2, m, 32, gpu), systems(3, m, 32, gpu)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles the kernels
+        solutions(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = solutions(*inputs)
+    with torch.no_grad():
+        for x, other in zip(inputs, others):
+            x.copy_(other[1:])
+    graph.replay()
+    check_solutions(got, *inputs)
 
 
 def convolutions(b, h, w, c, device='cpu') -> list[Tensor]:
@@ -323,7 +456,7 @@ def test_compiles_without_a_graph_break(device):
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
-@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize('capability', [80, 86, 89, 90, 100, 120])
 def test_every_kernel_compiles_for_a_gpu(capability):
     """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
@@ -334,9 +467,13 @@ def test_every_kernel_compiles_for_a_gpu(capability):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [line.split() for line in done.stdout.splitlines()]
-    assert len(kernels) == 14
+    assert len(kernels) == 22
     for name, shared, registers, stack in kernels:
         assert int(shared) <= 99 * 1024, name  # of the smallest device of this generation, sm_86
         assert 0 < int(registers) <= 255, name
+        if name.startswith(('_iterate', '_shift', '_panel', '_sweep', '_complement', '_product')):
+            assert int(stack) <= 16, (
+                name
+            )  # ptxas may put four registers there to occupy the GPU better
         if capability == 90:  # of the widest tiles some registers spill, by the compiler's version
             assert int(stack) <= 64, name
