@@ -19,8 +19,8 @@ namespace soft_mm {
 namespace {
 
 constexpr int kThreads = 256;
-// Resident blocks per multiprocessor, at least: as many as leave enough registers
-// for no thread to spill any, from sm_80 to sm_120.
+// Resident blocks per multiprocessor, at least. More of them would leave a thread so few registers
+// that some spill on sm_80, sm_100 or sm_120.
 template <typename T>
 constexpr int kBlocks = sizeof(at::opmath_type<T>) == 4 ? 2 : 1;
 // Padding of the rows of shared tiles. It puts neighbours in a column into different banks and
@@ -108,19 +108,21 @@ __device__ __forceinline__ A result(A squared_distance) {
 // out (L, N, m), contiguous: ‖q_i − k_j‖², or exp(−½ ‖q_i − k_j‖²) with kExp.
 //
 // ‖q‖² + ‖k‖² − 2q·k takes one multiply-add per channel but loses digits to cancellation, the more
-// the further the tokens are from the origin, which is therefore moved to each matrix's centre,
-// centres (L, d). If the result is still below a quarter of ‖q‖² + ‖k‖², or NaN, the thread
-// recomputes it from the differences, which are exactly 0 for equal tokens.
+// the further the tokens are from the origin. The origin is therefore moved halfway between the mean
+// of q and that of k, both (L, d): far sets are then on opposite sides of it. If the result is still
+// below a quarter of ‖q‖² + ‖k‖², or NaN, the thread recomputes it from the differences, which are
+// exactly 0 for equal tokens.
 template <bool kExp, typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     distance_kernel(const Stack<T> qs, const Stack<T> ks,
-                    const at::opmath_type<T>* __restrict__ centres, T* __restrict__ out,
+                    const at::opmath_type<T>* __restrict__ q_means,
+                    const at::opmath_type<T>* __restrict__ k_means, T* __restrict__ out,
                     int row_tiles, int column_tiles) {
   using namespace distance_tile;
   using A = at::opmath_type<T>;
   __shared__ __align__(16) A tile[kChunk * kPitch];  // for each channel, q's rows, then k's
   __shared__ A norms[kRows + kColumns];
-  __shared__ A origin[kMaxWidth];  // the centre, with zeros from d on
+  __shared__ A origin[kMaxWidth];  // with zeros from d on
 
   const int l = blockIdx.x / column_tiles / row_tiles;
   const int64_t row = int64_t(blockIdx.x / column_tiles % row_tiles) * kRows;
@@ -131,7 +133,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
   static_assert(kMaxWidth <= kThreads && kMaxWidth % kChunk == 0);
   if (threadIdx.x < kMaxWidth) {
-    origin[threadIdx.x] = threadIdx.x < q.columns ? centres[l * q.columns + threadIdx.x] : A(0);
+    const auto at = l * q.columns + threadIdx.x;
+    const bool inside = threadIdx.x < q.columns;
+    origin[threadIdx.x] = inside ? A(0.5) * (q_means[at] + k_means[at]) : A(0);
   }
   __syncthreads();
 
@@ -314,11 +318,14 @@ at::Tensor distances(const at::Tensor& q, const at::Tensor& k) {
   const auto matrices = out.numel() / (q.size(-2) * k.size(-2));
   const auto blocks = grid(matrices * row_tiles * column_tiles);
   const auto qs = with_two_leading(q), ks = with_two_leading(k);
-  const auto centres = k.mean(-2, false, at::toOpMathType(k.scalar_type())).contiguous();
+  const auto dtype = at::toOpMathType(q.scalar_type());
+  const auto q_means = q.mean(-2, false, dtype).contiguous();
+  const auto k_means = k.mean(-2, false, dtype).contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, q.scalar_type(), "distances", [&] {
     distance_kernel<kExp><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
         stack<scalar_t>(qs), stack<scalar_t>(ks),
-        centres.const_data_ptr<at::opmath_type<scalar_t>>(), out.mutable_data_ptr<scalar_t>(),
+        q_means.const_data_ptr<at::opmath_type<scalar_t>>(),
+        k_means.const_data_ptr<at::opmath_type<scalar_t>>(), out.mutable_data_ptr<scalar_t>(),
         row_tiles, column_tiles);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
