@@ -19,9 +19,10 @@ namespace soft_mm {
 namespace {
 
 constexpr int kThreads = 256;
-// Resident blocks per multiprocessor, limited by the number of registers.
+// Resident blocks per multiprocessor, at least. More of them would leave a thread so few registers
+// that some spill on sm_80, sm_100 or sm_120.
 template <typename T>
-constexpr int kBlocks = sizeof(at::opmath_type<T>) == 4 ? 3 : 2;
+constexpr int kBlocks = sizeof(at::opmath_type<T>) == 4 ? 2 : 1;
 // Padding of the rows of shared tiles. It puts neighbours in a column into different banks and
 // keeps rows aligned to 16 bytes for vector loads.
 constexpr int kPad = 4;
@@ -36,9 +37,6 @@ struct Matrix {
   __device__ Matrix from(int64_t row, int64_t column) const {
     return {data + row * row_stride + column * column_stride, rows - row, columns - column,
             row_stride, column_stride};
-  }
-  __device__ Matrix transposed() const {
-    return {data, columns, rows, column_stride, row_stride};
   }
   __device__ T operator()(int64_t row, int64_t column) const {
     return data[row * row_stride + column * column_stride];
@@ -59,11 +57,10 @@ struct Stack {
   }
 };
 
-// Calls put(index, value) for each element of the upper left kRows × kColumns of a matrix, with
-// zeros outside of it. The threads of the block share the elements; index is the element's position
-// in a shared tile stored column by column. Neighbouring threads visit neighbours in a column
-// (`down`) or in a row, so that loads coalesce.
-template <typename A, int kRows, int kColumns, int kPitch, typename T, typename Put>
+// Calls put(row, column, value) for each element of the upper left kRows × kColumns of a matrix,
+// with zeros outside of it. The threads of the block share the elements. Neighbouring threads visit
+// neighbours in a column (`down`) or in a row, so that loads coalesce.
+template <typename A, int kRows, int kColumns, typename T, typename Put>
 __device__ __forceinline__ void visit(const Matrix<T>& matrix, bool down, const Put& put) {
   static_assert(kThreads % kRows == 0 && kThreads % kColumns == 0);
   int row = down ? threadIdx.x % kRows : threadIdx.x / kColumns;
@@ -77,18 +74,21 @@ __device__ __forceinline__ void visit(const Matrix<T>& matrix, bool down, const 
 #pragma unroll
   for (int n = 0; n < kRows * kColumns / kThreads; ++n) {
     const bool inside = row < rows && column < columns;
-    put(column * kPitch + row, inside ? static_cast<A>(*data) : A(0));
+    put(row, column, inside ? static_cast<A>(*data) : A(0));
     row += row_step;
     column += column_step;
     data += step;
   }
 }
 
-// tile[column * kPitch + row] = matrix(row, column), with zeros outside of the matrix.
-template <typename A, int kRows, int kColumns, int kPitch, typename T>
-__device__ __forceinline__ void load(A* tile, const Matrix<T>& matrix) {
-  visit<A, kRows, kColumns, kPitch>(matrix, matrix.row_stride == 1,
-                                    [=](int at, A value) { tile[at] = value; });
+// Loads the first kTokens × kChannels of a matrix of tokens, relative to an origin, into a shared
+// tile, which is stored channel by channel. Channels outside of the matrix are 0 if the origin's are.
+template <typename A, int kTokens, int kChannels, int kPitch, typename T>
+__device__ __forceinline__ void load(A* tile, const Matrix<T>& tokens, const A* origin) {
+  visit<A, kTokens, kChannels>(tokens, tokens.row_stride == 1,
+                               [=](int token, int channel, A value) {
+                                 tile[channel * kPitch + token] = value - origin[channel];
+                               });
 }
 
 // Distances: a block computes a tile of 128 rows × 64 columns and each thread 8 × 4 elements of it.
@@ -107,17 +107,22 @@ __device__ __forceinline__ A result(A squared_distance) {
 
 // out (L, N, m), contiguous: ‖q_i − k_j‖², or exp(−½ ‖q_i − k_j‖²) with kExp.
 //
-// ‖q‖² + ‖k‖² − 2q·k takes one multiply-add per channel but loses digits to cancellation. If the
-// result is below a quarter of ‖q‖² + ‖k‖², or NaN, the thread recomputes it from the differences,
-// which are exactly 0 for equal tokens.
+// ‖q‖² + ‖k‖² − 2q·k takes one multiply-add per channel but loses digits to cancellation, the more
+// the further the tokens are from the origin. The origin is therefore moved halfway between the mean
+// of q and that of k, both (L, d): far sets are then on opposite sides of it. If the result is still
+// below a quarter of ‖q‖² + ‖k‖², or NaN, the thread recomputes it from the differences, which are
+// exactly 0 for equal tokens.
 template <bool kExp, typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    distance_kernel(const Stack<T> qs, const Stack<T> ks, T* __restrict__ out, int row_tiles,
-                    int column_tiles) {
+    distance_kernel(const Stack<T> qs, const Stack<T> ks,
+                    const at::opmath_type<T>* __restrict__ q_means,
+                    const at::opmath_type<T>* __restrict__ k_means, T* __restrict__ out,
+                    int row_tiles, int column_tiles) {
   using namespace distance_tile;
   using A = at::opmath_type<T>;
   __shared__ __align__(16) A tile[kChunk * kPitch];  // for each channel, q's rows, then k's
   __shared__ A norms[kRows + kColumns];
+  __shared__ A origin[kMaxWidth];  // with zeros from d on
 
   const int l = blockIdx.x / column_tiles / row_tiles;
   const int64_t row = int64_t(blockIdx.x / column_tiles % row_tiles) * kRows;
@@ -126,11 +131,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const int own_row = threadIdx.x / kColumnStep * kThreadRows;
   const int own_column = threadIdx.x % kColumnStep;
 
+  static_assert(kMaxWidth <= kThreads && kMaxWidth % kChunk == 0);
+  if (threadIdx.x < kMaxWidth) {
+    const auto at = l * q.columns + threadIdx.x;
+    const bool inside = threadIdx.x < q.columns;
+    origin[threadIdx.x] = inside ? A(0.5) * (q_means[at] + k_means[at]) : A(0);
+  }
+  __syncthreads();
+
   A products[kThreadRows][kThreadColumns] = {};
   A norm = 0;  // of token threadIdx.x of the tile, counting q's rows, then k's
-  for (int64_t channel = 0; channel < q.columns; channel += kChunk) {
-    load<A, kRows, kChunk, kPitch>(tile, q.from(0, channel));
-    load<A, kColumns, kChunk, kPitch>(tile + kRows, k.from(0, channel));
+  for (int channel = 0; channel < q.columns; channel += kChunk) {
+    load<A, kRows, kChunk, kPitch>(tile, q.from(0, channel), origin + channel);
+    load<A, kColumns, kChunk, kPitch>(tile + kRows, k.from(0, channel), origin + channel);
     __syncthreads();
     if (threadIdx.x < kRows + kColumns) {
 #pragma unroll
@@ -234,15 +247,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const int64_t end = min(begin + split, k.rows);
   const bool down = weight.row_stride == 1;
   for (int64_t column = begin; column < end; column += kColumns) {
-    visit<A, kRows, kColumns, kWeightPitch>(weight.from(0, column), down, [&](int at, A value) {
-      weight_tile[at] = value;
+    visit<A, kRows, kColumns>(weight.from(0, column), down, [&](int i, int j, A value) {
+      weight_tile[j * kWeightPitch + i] = value;
     });
     if (factor.data) {  // no barrier: each thread visits the elements that it has just stored
-      visit<A, kRows, kColumns, kWeightPitch>(factor.from(0, column), down, [&](int at, A value) {
-        weight_tile[at] *= value;
+      visit<A, kRows, kColumns>(factor.from(0, column), down, [&](int i, int j, A value) {
+        weight_tile[j * kWeightPitch + i] *= value;
       });
     }
-    load<A, kChannels, kColumns, kTokenPitch>(token_tile, k.from(column, 0).transposed());
+    visit<A, kColumns, kChannels>(k.from(column, 0), k.row_stride == 1, [&](int j, int c, A value) {
+      token_tile[j * kTokenPitch + c] = value;
+    });
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
@@ -303,10 +318,15 @@ at::Tensor distances(const at::Tensor& q, const at::Tensor& k) {
   const auto matrices = out.numel() / (q.size(-2) * k.size(-2));
   const auto blocks = grid(matrices * row_tiles * column_tiles);
   const auto qs = with_two_leading(q), ks = with_two_leading(k);
+  const auto dtype = at::toOpMathType(q.scalar_type());
+  const auto q_means = q.mean(-2, false, dtype).contiguous();
+  const auto k_means = k.mean(-2, false, dtype).contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, q.scalar_type(), "distances", [&] {
     distance_kernel<kExp><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        stack<scalar_t>(qs), stack<scalar_t>(ks), out.mutable_data_ptr<scalar_t>(), row_tiles,
-        column_tiles);
+        stack<scalar_t>(qs), stack<scalar_t>(ks),
+        q_means.const_data_ptr<at::opmath_type<scalar_t>>(),
+        k_means.const_data_ptr<at::opmath_type<scalar_t>>(), out.mutable_data_ptr<scalar_t>(),
+        row_tiles, column_tiles);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;

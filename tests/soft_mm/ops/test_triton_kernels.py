@@ -42,7 +42,7 @@ LARGE_PRODUCTS = [
     (1, 4, 1050, 16800, 64, 64),
 ]
 MAPS = [(2, 5, 7, 3), (1, 1, 1, 1), (3, 9, 4, 70)]  # B, H, W, C
-LARGE_MAPS = [(2, 200, 336, 64), (64, 14, 14, 320)]
+LARGE_MAPS = [(2, 200, 336, 64), (64, 14, 14, 320), (65_600, 7, 7, 8)]
 
 
 @pytest.fixture(autouse=True)
@@ -338,6 +338,90 @@ def test_convolution(size, dtype, device):
 @pytest.mark.parametrize('size', LARGE_MAPS)
 def test_convolution_at_full_size(size, dtype, gpu):
     check_conv(size, dtype, gpu)
+
+
+# Expanded over the maps; at a distance that is no whole number of tokens; channel-first.
+@pytest.mark.parametrize('strides', [(0, 5, 1), (67, 5, 1), (60, 1, 12)])
+def test_convolution_reads_any_strides(strides, device):
+    v = tokens(200, device=device).as_strided((3, 12, 5), strides)
+    _, filters, bias = convolutions(3, 3, 4, 5, device)
+    filters.requires_grad_()
+    outs = (
+        dynamic_conv(v, filters, (3, 4), bias, 'triton'),
+        reference_conv(v, filters, (3, 4), bias),
+    )
+    torch.testing.assert_close(*outs)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(out.square().sum(), filters) for out in outs), rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+def test_any_number_of_maps_fits_the_grid(monkeypatch):
+    """CUDA allows 2³¹ − 1 programs in the first dimension, and 65535 in each of the others."""
+    from soft_mm.ops.dynamic_conv import triton_kernels
+
+    grids = {}
+
+    class Kernel:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            grids[self.name] = grid
+            return lambda *args: None
+
+    for name in ('_convolve', '_correlate'):
+        monkeypatch.setattr(triton_kernels, name, Kernel(name))
+    v, filters, _ = (x.requires_grad_() for x in convolutions(70_000, 1, 3, 2))
+    triton_kernels.fused_dynamic_conv(v, filters, None, 1, 3).sum().backward()
+    assert grids.keys() == {'_convolve', '_correlate'}
+    for first, *others in grids.values():
+        assert 70_000 <= first < 2**31
+        assert all(size <= 65535 for size in others)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+def test_the_convolution_is_compiled_once_for_every_size():
+    """Forward and for both gradients, whatever Triton's launcher specialises kernels for."""
+    script = """
+from collections import defaultdict
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from soft_mm.ops.dynamic_conv import triton_kernels
+
+versions = defaultdict(set)
+
+def record(kernel):
+    backend = make_backend(GPUTarget('cuda', 90, 32))
+    specialise = create_function_from_signature(kernel.signature, kernel.params, backend)
+    kernel.run = lambda *args, grid, warmup: versions[kernel.fn.__name__].add(
+        str(specialise(*args)[1])
+    )
+
+record(triton_kernels._convolve)
+record(triton_kernels._correlate)
+for channels in 64, 20:
+    versions.clear()
+    for maps, height, width in (1, 1, 1), (2, 7, 7), (16, 16, 16), (1, 40, 33), (700, 1, 5):
+        v = torch.ones(maps, height * width, 3 * channels)[..., channels : 2 * channels]
+        filters, bias = torch.ones(maps, channels, 3, 3), torch.ones(channels)
+        leaves = [x.requires_grad_() for x in (v, filters, bias)]
+        triton_kernels.fused_dynamic_conv(*leaves, height, width).sum().backward()
+    print(len(versions['_convolve']), len(versions['_correlate']))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    done = subprocess.run(
+        [sys.executable, '-c', script],
+        env=environment | dict(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # The convolution has a version with a bias, and one without for the gradient.
+    assert done.stdout.split() == ['2', '1'] * 2
 
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
