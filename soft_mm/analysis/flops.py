@@ -42,6 +42,11 @@ def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
+def _batched_product(_, a: list[int], b: list[int], *__) -> Counter[str]:
+    """Multiply-adds of ``torch.baddbmm``, which MMEngine's counter does not support."""
+    return Counter(matmul=prod(a) * b[-1])
+
+
 def _jit_handle(count: Callable, inputs: list, outputs: list) -> int | Counter[str]:
     """Adapt ``count`` to MMEngine's counter, which passes the inputs of a traced graph's node."""
     return count(
@@ -72,6 +77,7 @@ def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
     """
     handles = {f'soft_mm::{name}': partial(_jit_handle, op.formula) for name, op in OPS.items()}
     handles['aten::scaled_dot_product_attention'] = partial(_jit_handle, _attention)
+    handles['aten::baddbmm'] = partial(_jit_handle, _batched_product)
     analyzer = FlopAnalyzer(model, inputs).set_op_handle(**handles)
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
