@@ -230,15 +230,19 @@ def solutions(p: Tensor, v: Tensor, alpha: Tensor, fn=newton_solve) -> tuple[Ten
     return out, *torch.autograd.grad(out.sum(), (p, v))
 
 
+def iterated_solve(p: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
+    return newton_inverse(p, alpha, backend='torch') @ v
+
+
 def check_solutions(got: tuple[Tensor, ...], p: Tensor, v: Tensor, alpha: Tensor) -> None:
-    """Compare with the iteration in fp64.
+    """Compare with the iteration in fp64, whose gradient is implicit too.
 
     The error of an inverse is at most the condition of P + δI times that of a rounding, here of two
     for the product of three TF32 products; the rational function's error adds to it. The gradient
     of P is a product of two such results.
     """
     exact = (x.detach().double().requires_grad_() for x in (p, v))
-    expected = solutions(*exact, alpha.double(), lambda *x: reference_inverse(x[0], x[2]) @ x[1])
+    expected = solutions(*exact, alpha.double(), iterated_solve)
     norm = torch.linalg.matrix_norm(p.detach(), 2).amax()
     condition = norm * (alpha.amax() * 2**20).sqrt() / POLE + 1
     tolerance = 2 * torch.finfo(torch.float32).eps * condition + 2.2e-6
