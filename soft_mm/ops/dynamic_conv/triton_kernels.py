@@ -144,8 +144,10 @@ def _correlate(
 
 
 def _tokens(v: Tensor) -> Tensor:
-    """Make channels contiguous and the distance of two maps a whole number of tokens."""
-    _, count, _ = v.shape
+    """Make channels contiguous and the distance of two maps a multiple of that of two tokens.
+
+    Maps then are as aligned as the tokens' distance tells, which depends on the layer only.
+    """
     in_place = v.stride(2) == 1 and v.stride(1) > 0 and v.stride(0) % v.stride(1) == 0
     return v if in_place else v.contiguous()
 
