@@ -103,6 +103,19 @@ def _store(out, x, rows, count, stride, channels: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
+def _load_columns(x, columns, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
+    if x.dtype.element_ty == tl.float32:  # prepared, with enough rows for every tile
+        c = tl.arange(0, BLOCK)[None, :]
+        places = x + columns[:, None] * stride + c
+        if channels == BLOCK:
+            return tl.load(places)
+        else:
+            return tl.load(places, mask=c < channels, other=0.0)
+    else:
+        return _load(x, columns, count, stride, channels, BLOCK)
+
+
+@triton.jit
 def _head(x, head, heads, batch_stride, head_stride):
     return x + (head // heads) * batch_stride + (head % heads) * head_stride
 
@@ -111,7 +124,10 @@ def _head(x, head, heads, batch_stride, head_stride):
 def _prepare(
     x, centre, out, norms, heads, M, x_batch, x_head, x_token, d: tl.constexpr, D: tl.constexpr
 ):
-    """Write tokens as the other kernels read fp32, rounded to TF32, and minus half their norms²."""
+    """Write tokens as the other kernels read fp32, rounded to TF32, and minus half their norms².
+
+    Both have rows for a whole number of tiles.
+    """
     tiles = tl.cdiv(M, PADDED)
     tile, head = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     rows = tile * PADDED + tl.arange(0, PADDED)
@@ -122,13 +138,13 @@ def _prepare(
         tokens *= SCALE
     if out is not None:
         tokens = _round(tokens)
-        _store(out + head * M * d, tokens, rows, M, d, d, D)
+        _store(out + head * tiles * PADDED * d, tokens, rows, tiles * PADDED, d, d, D)
     if norms is not None:
         tl.store(norms + head * tiles * PADDED + rows, -0.5 * tl.sum(tokens * tokens, 1))
 
 
 @triton.jit
-def _dot(a, b, total):
+def _dot(a, b, total=None):
     if ON_CPU and a.dtype == tl.bfloat16:  # the interpreter would multiply the bits as integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision='tf32')
@@ -178,8 +194,8 @@ def _block(M, N, splits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _load_norms(norms, head, tokens, count):
-    return tl.load(norms + head * (tl.cdiv(count, PADDED) * PADDED) + tokens)
+def _norms(norms, head, count):
+    return norms + head * (tl.cdiv(count, PADDED) * PADDED)
 
 
 @_autotune
@@ -218,16 +234,17 @@ def _sum_values(
     """``out_i = Σ_j K_ij y_j``."""
     head, rows, first, last = _block(M, N, splits, ROWS, COLUMNS)
     tokens = _load(_head(a, head, heads, a_batch, a_head), rows, M, a_token, d, D)
-    norms = _load_norms(a_norms, head, rows, M)
+    norms = tl.load(_norms(a_norms, head, M) + rows)
+    b_norms = _norms(b_norms, head, N)
     b = _head(b, head, heads, b_batch, b_head)
     y = _head(y, head, heads, y_batch, y_head)
     dtype: tl.constexpr = y.dtype.element_ty
     total = tl.zeros((ROWS, E), tl.float32)
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        others = _load(b, columns, N, b_token, d, D)
-        values = _load(y, start + _columns(COLUMNS, dtype), N, y_token, e, E)
-        kernel = _kernel(tokens, others, norms, _load_norms(b_norms, head, columns, N))
+        others = _load_columns(b, columns, N, b_token, d, D)
+        values = _load_columns(y, start + _columns(COLUMNS, dtype), N, y_token, e, E)
+        kernel = _kernel(tokens, others, norms, tl.load(b_norms + columns))
         total = _dot(_factor(kernel, dtype), values, total)
     out = _head(out + tl.program_id(1) * out_split, head, heads, out_batch, out_head)
     _store(out, total, rows, M, out_token, e, E)
@@ -278,7 +295,8 @@ def _sum_gradients(
     """``out_i = Σ_j K_ij (x_i · y_j) (b_j − a_i)`` and, unless sums is None, ``Σ_j K_ij y_j``."""
     head, rows, first, last = _block(M, N, splits, ROWS, COLUMNS)
     tokens = _load(_head(a, head, heads, a_batch, a_head), rows, M, a_token, d, D)
-    norms = _load_norms(a_norms, head, rows, M)
+    norms = tl.load(_norms(a_norms, head, M) + rows)
+    b_norms = _norms(b_norms, head, N)
     own = _load(_head(x, head, heads, x_batch, x_head), rows, M, x_token, e, E)
     b = _head(b, head, heads, b_batch, b_head)
     y = _head(y, head, heads, y_batch, y_head)
@@ -290,17 +308,16 @@ def _sum_gradients(
     value_total = tl.zeros((ROWS, E), tl.float32)
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        others = _load(b, columns, N, b_token, d, D)
-        values = _load(y, columns, N, y_token, e, E)
-        kernel = _kernel(tokens, others, norms, _load_norms(b_norms, head, columns, N))
-        p = tl.zeros((ROWS, COLUMNS), tl.float32)
-        p = kernel * _dot(own.to(common), tl.trans(values.to(common)), p)
+        others = _load_columns(b, columns, N, b_token, d, D)
+        values = _load_columns(y, columns, N, y_token, e, E)
+        kernel = _kernel(tokens, others, norms, tl.load(b_norms + columns))
+        p = kernel * _dot(own.to(common), tl.trans(values.to(common)))
         if sums is not None:
             if value_dtype == tl.float32:
-                values = _load(y, start + _columns(COLUMNS, value_dtype), N, y_token, e, E)
+                values = _load_columns(y, start + _columns(COLUMNS, value_dtype), N, y_token, e, E)
             value_total = _dot(_factor(kernel, value_dtype), values, value_total)
         if dtype == tl.float32:
-            others = _load(b, start + _columns(COLUMNS, dtype), N, b_token, d, D)
+            others = _load_columns(b, start + _columns(COLUMNS, dtype), N, b_token, d, D)
         p = _factor(p, dtype)
         total = _dot(p, others, total)
         # The weights are sums of what is multiplied, after rounding, so that errors of p are
@@ -317,10 +334,11 @@ def _sum_gradients(
 
 
 class _Tokens(NamedTuple):
-    """Tokens ``(B, h, n, d)`` and minus half their squared norms, padded, ``(B·h, ·)``."""
+    """Tokens ``(B, h, n, d)``, how many of the rows are some, and minus half their squared norms."""
 
     rows: Tensor
-    norms: Tensor
+    count: int
+    norms: Tensor | None
 
 
 def _four_dimensional(x: Tensor) -> Tensor:
@@ -336,15 +354,16 @@ def _width(channels: int) -> int:
 def _prepared(x: Tensor, centre: Tensor | None, rounded: bool, with_norms: bool) -> _Tokens:
     batch, heads, n, d = x.shape
     tiles = triton.cdiv(n, PADDED.value)
-    rows = x.new_empty(x.shape, dtype=torch.float32) if rounded else None
-    norms = None
+    rows = norms = None
+    if rounded:
+        rows = x.new_empty(batch, heads, tiles * PADDED.value, d, dtype=torch.float32)
     if with_norms:
         norms = x.new_empty(batch * heads, tiles * PADDED.value, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _prepare[(batch * heads * tiles,)](
             x, centre, rows, norms, heads, n, *x.stride()[:3], d, _width(d)
         )
-    return _Tokens(x if rows is None else rows, norms)
+    return _Tokens(x if rows is None else rows, n, norms)
 
 
 def _tokens(q: Tensor, k: Tensor) -> tuple[_Tokens, _Tokens]:
@@ -384,7 +403,7 @@ def _launch(
     a: _Tokens, b: _Tokens, x: Tensor | None, y: Tensor, out: Tensor, sums: Tensor | None = None
 ) -> None:
     """Write the sums over the tokens of b for those of a; x belongs to a and y to b."""
-    (batch, heads, m, d), n, e = a.rows.shape, b.rows.shape[2], y.shape[-1]
+    (batch, heads, _, d), m, n, e = a.rows.shape, a.count, b.count, y.shape[-1]
     kind = 'values' if x is None else 'gradients' if sums is None else 'both'
     rows, columns, _ = Tile.of(m, max(_width(d), _width(e)), b.rows.dtype, kind)
     blocks = batch * heads * triton.cdiv(m, rows)

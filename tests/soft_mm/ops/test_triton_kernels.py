@@ -1,8 +1,10 @@
 """Triton's ways of the ops against their references: under the interpreter, or on a GPU."""
 
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -324,21 +326,76 @@ def test_compiles_without_a_graph_break(device):
     torch.testing.assert_close(compiled(q, k, v), fused_product(q, k, v))
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
-@pytest.mark.parametrize('capability', [80, 90])
-def test_every_kernel_compiles_for_a_gpu(capability):
-    """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
+def without_interpreter(*arguments) -> list[list[str]]:
+    """Run Python where Triton compiles, and return the words of the lines that it prints."""
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     environment['PYTHONPATH'] = str(ROOT)
-    script = Path(__file__).with_name('kernel_resources.py')
     done = subprocess.run(
-        [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    kernels = [line.split() for line in done.stdout.splitlines()]
-    assert len(kernels) == 14
-    for name, shared, registers, stack in kernels:
-        assert int(shared) <= 99 * 1024, name  # of the smallest device of this generation, sm_86
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+# Kibibytes of shared memory of a block; sm_89 has as little as any from sm_80 on.
+SHARED = {80: 163, 89: 99, 90: 227}
+# Thread-instructions per element, by the beginning of the name: at most so many in the config that
+# needs the fewest. A tile of 128 rows and 32 channels is what large images spend their time on:
+# 14, or for the two sums of an fp32 gradient, with 10 of products and of rounding to TF32 for each
+# of the two, 20. Tiles of 64 rows, for few landmarks, load as much for half of the elements, and 64
+# channels double the products.
+MOST_INSTRUCTIONS = {
+    r'_sum_values-.*-32-128-\d+$': 14,
+    r'_sum_gradients-.*-32-128-32-None$': 14,
+    r'_sum_gradients-bf16.*-32-128-\d+$': 14,
+    r'_sum_gradients-fp32.*-32-128-\d+$': 20.5,
+    r'_sum_values-.*-32-64-\d+$': 14,
+    r'_sum_gradients-bf16.*-32-64-\d+(-None)?$': 14,
+    r'_sum_gradients-fp32.*-32-64-\d+(-None)?$': 23,
+    r'_sum_values-.*-64-128-\d+$': 17,
+    r'_sum_gradients-bf16.*-64-128-\d+(-None)?$': 16,
+    r'_sum_gradients-fp32.*-64-128-\d+(-None)?$': 35,
+}
+# Bytes that spill. The largest matrices of newton_inverse do not fit in registers.
+SPILLED = {'_iterate-fp32-fp32-fp32-64': 1200}
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.parametrize('capability', sorted(SHARED))
+def test_every_kernel_compiles_for_a_gpu(capability):
+    """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
+    script = Path(__file__).with_name('kernel_resources.py')
+    configs = defaultdict(list)
+    for name, shared, registers, stack, instructions in without_interpreter(
+        script, str(capability)
+    ):
         assert 0 < int(registers) <= 255, name
-        if capability == 90:  # of the widest tiles some registers spill, by the compiler's version
-            assert int(stack) <= 64, name
+        assert int(stack) <= SPILLED.get(name, 0), name
+        if int(shared) <= SHARED[capability] * 1024:  # the tuner drops the others
+            configs[name].append(instructions)
+        else:
+            configs[name] += []
+    assert len(configs) == 24
+    assert all(configs.values()), configs
+    for pattern, most in MOST_INSTRUCTIONS.items():
+        matching = {name: values for name, values in configs.items() if re.match(pattern, name)}
+        assert matching, pattern
+        for name, values in matching.items():
+            assert min(map(float, values)) <= most, name
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+def test_other_sizes_compile_nothing_new():
+    """No number of tokens, heads or parts is a constant of the compiled product."""
+    script = (
+        'from soft_mm.ops.gaussian_product import triton_kernels as t\n'
+        'for k in t._prepare, t._sum_values.fn, t._sum_gradients.fn:\n'
+        '    print(*(p.name for p in k.params if p.do_not_specialize or "_" in p.name))\n'
+        '    print(*(p.name for p in k.params if not p.is_constexpr))'
+    )
+    lines = without_interpreter('-c', script)
+    for free, arguments in zip(lines[::2], lines[1::2]):
+        sizes = set(arguments) & {'heads', 'M', 'N', 'splits'}
+        assert sizes and sizes <= set(free)
+        # Strides are divisible by 16 or not, as the width of the tokens is, and else not constant.
+        assert all(re.search('_(batch|head|token|split|norms)$', x) for x in set(free) - sizes)
