@@ -81,10 +81,17 @@ def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 @triton.jit
-def _round(x):
-    """Round fp32 to the 11 bits of TF32; tensor cores would cut the others off."""
-    big = 8192.0 * x
+def _round(x, BITS: tl.constexpr = 13):
+    """Round the last bits of fp32, by default to TF32: tensor cores would cut them off."""
+    big = float(2**BITS) * x
     return (x + big) - big
+
+
+@triton.jit
+def _cast(x, dtype: tl.constexpr):
+    if ON_CPU and dtype == tl.bfloat16:  # the interpreter cuts off the last bits
+        x = _round(x, 16)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -99,6 +106,7 @@ def _load(x, rows, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
 def _store(out, x, rows, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
     c = tl.arange(0, BLOCK)
     mask = (rows[:, None] < count) & (c[None, :] < channels)
+    x = _cast(x, out.dtype.element_ty)
     tl.store(out + rows[:, None] * stride + c[None, :], x, mask=mask)
 
 
@@ -180,7 +188,7 @@ def _factor(x, dtype: tl.constexpr):
         x = tl.reshape(_round(x), (ROWS, COLUMNS // 8, 4, 2))
         return tl.reshape(tl.permute(x, (0, 1, 3, 2)), (ROWS, COLUMNS))
     else:
-        return x.to(dtype)
+        return _cast(x, dtype)
 
 
 @triton.jit
