@@ -47,9 +47,7 @@ def _at_least_fp32(*tensors: Tensor) -> torch.dtype:
 
 
 @gaussian_product.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, backend: str, dtype: torch.dtype | None = None
-) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, backend: str, dtype: torch.dtype | None = None) -> Tensor:
     empty = _implementation(backend, q, k, v).empty
     return empty(q, v.shape[-1], dtype or _at_least_fp32(q, k, v))
 

@@ -24,7 +24,6 @@ ON_CPU = tl.constexpr(INTERPRETED)
 PADDED = tl.constexpr(128)  # the number of norms is a multiple of this
 
 
-
 class Tile(NamedTuple):
     """Size of a tile, and the numbers of warps that hold it and its sums without spilling."""
 

@@ -109,7 +109,10 @@ def check_product(inputs: list[Tensor], dtype: torch.dtype) -> None:
     changes an exponent by the distance times the change.
     """
     inputs = [x.to(dtype) for x in inputs]
-    got, truth = results(fused_product, inputs, dtype), results(whole_product, inputs, torch.float64)
+    got, truth = (
+        results(fused_product, inputs, dtype),
+        results(whole_product, inputs, torch.float64),
+    )
     q, k, v = (x.double() for x in inputs)
     grad = tokens(*truth[0].shape).to(truth[0]).abs() / truth[0].numel() ** 0.5
     distance = (q.unsqueeze(-2) - k.unsqueeze(-3)).norm(dim=-1)
@@ -301,7 +304,9 @@ def test_layers(make, device):
         outcomes.append([out, *torch.autograd.grad(out.square().mean(), layer.parameters())])
     for got, expected in zip(*outcomes):
         # Products in TF32, which has 11 bits: four factors are rounded.
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2**-9 * expected.abs().max().item())
+        torch.testing.assert_close(
+            got, expected, rtol=1e-4, atol=2**-9 * expected.abs().max().item()
+        )
 
 
 def test_results_are_the_same_bits_each_time(device):
