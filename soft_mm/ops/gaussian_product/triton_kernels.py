@@ -5,7 +5,7 @@ called with the sets exchanged, compute all of them. README.md explains the prec
 """
 
 import inspect
-from math import log2, sqrt
+from math import log, sqrt
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from ..backend import INTERPRETED
 MAX_CHANNELS = 64  # wider tiles do not fit in registers
 MAX_EXTENT = 2**31  # elements of memory that a head spans: offsets within it are 32-bit
 TARGET_BLOCKS = 512  # enough to occupy a GPU; with fewer row tiles, the sum over columns is split
-LOG2E = tl.constexpr(log2(2.718281828459045))
+LOG2E = tl.constexpr(1 / log(2))
 SCALE = tl.constexpr(sqrt(LOG2E.value))  # of fp32 tokens, so that exp becomes 2 to the power of
 ON_CPU = tl.constexpr(INTERPRETED)
 PADDED = tl.constexpr(128)  # the number of norms is a multiple of this
@@ -58,12 +58,13 @@ def _prune(configs: list[triton.Config], arguments: dict, **constants) -> list[t
     return fitting(configs, Tile.of(constants['ROWS'], channels, arguments['b'].dtype, kind))
 
 
-_OPTIONS = {'cache_results': True}  # from Triton 3.4 on, also on the disk
+# Newer versions of Triton also keep what they chose on the disk.
+_can_cache = 'cache_results' in inspect.signature(triton.autotune).parameters
 _autotune = triton.autotune(
     CONFIGS[:1] if INTERPRETED else CONFIGS,
     key=['d', 'e', 'ROWS'],
     prune_configs_by={'early_config_prune': _prune},
-    **{k: v for k, v in _OPTIONS.items() if k in inspect.signature(triton.autotune).parameters},
+    **({'cache_results': True} if _can_cache else {}),
 )
 # Other sizes of the image compile nothing new.
 _jit = triton.jit(do_not_specialize=['heads', 'M', 'N', 'splits'])
@@ -378,7 +379,7 @@ def _tokens(q: Tensor, k: Tensor) -> tuple[_Tokens, _Tokens]:
     if q.dtype == k.dtype != torch.float32:
         return _prepared(q, None, False, True), _prepared(k, None, False, True)
     smaller = k if q.shape[2] >= k.shape[2] else q
-    centre = smaller.mean(2, dtype=torch.float32)
+    centre = smaller.mean(2, dtype=torch.float32).contiguous()
     return _prepared(q, centre, True, True), _prepared(k, centre, True, True)
 
 
