@@ -25,9 +25,9 @@ def gaussian_product(
         v: ``(..., N, e)``.
         backend: 'triton' keeps tiles of the matrix in registers and supports fp32 and half
             precision and head dimensions ``d`` and ``e`` up to 64, and multiplies in TF32, or in
-            half precision if q and k are, with fp32 sums and exponents; 'extension', the compiled C++ op,
-            which is the default on a CPU if it is built, keeps them in the cache; 'standard'
-            materialises the matrix; all others compute it tile by tile in PyTorch.
+            half precision if q and k are, with fp32 sums and exponents; 'extension', the compiled
+            C++ op, which is the default on a CPU if it is built, keeps them in the cache;
+            'standard' materialises the matrix; all others compute it tile by tile in PyTorch.
         dtype: dtype of the result; by default fp32 or better.
 
     Returns:
