@@ -70,12 +70,13 @@ class SOFTAttention(nn.Module):
         out = nystrom_attention(
             queries,
             values,
-            self.landmarks(queries, hw),
+            self.landmarks(queries, hw).to(q.dtype),  # autocast normalises them in fp32
             self.sym_norm,
             self.solver,
             self.alpha_scope,
+            dtype=v.dtype,
         )
-        out = out.to(v.dtype).transpose(1, 2).flatten(2)
+        out = out.transpose(1, 2).flatten(2)
         return self.proj(out + self._convolve(v, hw))
 
     def _convolve(self, v: Tensor, hw: tuple[int, int]) -> Tensor:

@@ -1,5 +1,7 @@
 """The op ``soft_mm::gaussian_product``: one schema and one gradient for all backends."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -24,40 +26,45 @@ def _implementation(backend: str, *tensors: Tensor):
 
 
 @torch.library.custom_op('soft_mm::gaussian_product', mutates_args=())
-def gaussian_product(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+def gaussian_product(
+    q: Tensor, k: Tensor, v: Tensor, backend: str, dtype: torch.dtype | None = None
+) -> Tensor:
     """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
-    return _implementation(backend, q, k, v).product(q, k, v)
+    implementation = _implementation(backend, q, k, v)
+    return implementation.product(q, k, v, dtype or _at_least_fp32(q, k, v))
 
 
 @torch.library.custom_op('soft_mm::gaussian_product_backward', mutates_args=())
 def _gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _implementation(backend, q, k, v).gradients(grad, q, k, v)
+    grads = _implementation(backend, q, k, v).gradients(grad, q, k, v)
+    return tuple(grad.to(x.dtype) for grad, x in zip(grads, (q, k, v)))
 
 
-def _empty(dtype: torch.dtype, *shape: int, like: Tensor) -> Tensor:
-    return like.new_empty(shape, dtype=torch.promote_types(dtype, torch.float32))
+def _at_least_fp32(*tensors: Tensor) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
 
 
 @gaussian_product.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    return _empty(dtype, *q.shape[:-1], v.shape[-1], like=q)
+def _(q: Tensor, k: Tensor, v: Tensor, backend: str, dtype: torch.dtype | None = None) -> Tensor:
+    empty = _implementation(backend, q, k, v).empty
+    return empty(q, v.shape[-1], dtype or _at_least_fp32(q, k, v))
 
 
 @_gradients.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(_empty(grad.dtype, *x.shape, like=x) for x in (q, k, v))
+    empty = _implementation(backend, q, k, v).empty
+    return tuple(empty(x, x.shape[-1], x.dtype) for x in (q, k, v))
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.backend = inputs
+    *tensors, ctx.backend, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad: Tensor):
-    return *_gradients(grad, *ctx.saved_tensors, ctx.backend), None
+    return *_gradients(grad, *ctx.saved_tensors, ctx.backend), None, None
 
 
 gaussian_product.register_autograd(_backward, setup_context=_setup_context)

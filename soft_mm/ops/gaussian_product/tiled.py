@@ -45,8 +45,13 @@ def _flatten_leading(*tensors: Tensor) -> list[Tensor]:
     return [x.reshape(prod(x.shape[:-2]), *x.shape[-2:]) for x in tensors]
 
 
+def empty(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised ``(..., n, channels)``, as the ops return it for ``like`` ``(..., n, ·)``."""
+    return like.new_empty(*like.shape[:-1], channels, dtype=dtype)
+
+
 @at_least_fp32
-def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def product(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
     """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
     out = v.new_zeros(*q.shape[:-1], v.shape[-1])
     flat, values, q, k = _flatten_leading(out, v, q, k)
@@ -56,7 +61,7 @@ def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     else:
         for rows, tile in _TiledKernel(*centred(k, q)).tiles():
             flat.baddbmm_(tile.mT, values[:, rows])
-    return out
+    return out.to(dtype)
 
 
 @at_least_fp32

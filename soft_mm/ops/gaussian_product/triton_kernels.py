@@ -1,179 +1,477 @@
-"""The product with tiles of the kernel matrix that stay in registers.
+"""The product and its gradients with tiles of the kernel matrix that stay in registers.
 
-Two kernels compute the product and all three gradients. Each of these is a sum over the tokens of
-the other set, so swapping q with k, or v with the gradient, reuses the same kernel.
+Every output is a sum over the tokens of one set for each token of the other, so the same kernels,
+called with the sets exchanged, compute all of them. README.md explains the precision.
 """
+
+import inspect
+from math import log, sqrt
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gaussian_kernel.expanded import centred
+from ..backend import INTERPRETED
 
-ROWS, COLUMNS = 64, 32  # size of a tile
 MAX_CHANNELS = 64  # wider tiles do not fit in registers
+MAX_EXTENT = 2**31  # elements of memory that a head spans: offsets within it are 32-bit
 TARGET_BLOCKS = 512  # enough to occupy a GPU; with fewer row tiles, the sum over columns is split
+LOG2E = tl.constexpr(1 / log(2))
+SCALE = tl.constexpr(sqrt(LOG2E.value))  # of fp32 tokens, so that exp becomes 2 to the power of
+ON_CPU = tl.constexpr(INTERPRETED)
+PADDED = tl.constexpr(128)  # the number of norms is a multiple of this
+
+
+class Tile(NamedTuple):
+    """Size of a tile, and the numbers of warps that hold it and its sums without spilling."""
+
+    rows: int
+    columns: int
+    warps: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: int, channels: int, dtype: torch.dtype, sums: str) -> 'Tile':
+        """Choose for ``rows`` tokens in all; ``sums`` is 'values', 'gradients' or 'both'."""
+        many = sums == 'both' and dtype == torch.float32 and channels <= 32
+        columns = 64 if sums == 'values' or many else 32
+        if rows <= 64:
+            return cls(64, columns, (4,))
+        if channels > 32 or many:
+            return cls(128, columns, (8,))
+        return cls(128, columns, (4, 8) if sums == 'values' else (4,))
+
+
+# The tile is not tuned: the order of the sums, and so the bits of the result, follow from it.
+CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w in (4, 8) for s in (2, 3)]
+
+
+def fitting(configs: list[triton.Config], tile: Tile) -> list[triton.Config]:
+    """Select the configs of a tile."""
+    return [config for config in configs if config.num_warps in tile.warps]
+
+
+def _prune(configs: list[triton.Config], arguments: dict, **constants) -> list[triton.Config]:
+    channels, sums = max(constants['D'], constants['E']), arguments.get('sums')
+    kind = 'values' if 'x' not in arguments else 'gradients' if sums is None else 'both'
+    return fitting(configs, Tile.of(constants['ROWS'], channels, arguments['b'].dtype, kind))
+
+
+# Newer versions of Triton also keep what they chose on the disk.
+_can_cache = 'cache_results' in inspect.signature(triton.autotune).parameters
+_autotune = triton.autotune(
+    CONFIGS[:1] if INTERPRETED else CONFIGS,
+    key=['d', 'e', 'ROWS'],
+    prune_configs_by={'early_config_prune': _prune},
+    **({'cache_results': True} if _can_cache else {}),
+)
+# Other sizes of the image compile nothing new.
+_jit = triton.jit(do_not_specialize=['heads', 'M', 'N', 'splits'])
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels support these head dimensions, dtypes and sizes."""
-    # Offsets within a head are 32-bit integers.
     return max(q.shape[-1], v.shape[-1]) <= MAX_CHANNELS and all(
-        x.dtype.itemsize <= 4 and 0 < x.shape[-2] < 2**31 // MAX_CHANNELS and x.numel()
+        x.dtype.itemsize <= 4
+        and x.numel() > 0
+        and x.shape[-2] * max(MAX_CHANNELS, x.stride(-2)) < MAX_EXTENT
         for x in (q, k, v)
     )
 
 
 @triton.jit
-def _load(x, rows, count, channels: tl.constexpr, BLOCK: tl.constexpr):
-    """Load rows of ``(count, channels)`` in fp32; elements out of bounds are 0."""
+def _round(x, BITS: tl.constexpr = 13):
+    """Round the last bits of fp32, by default to TF32: tensor cores would cut them off."""
+    big = float(2**BITS) * x
+    return (x + big) - big
+
+
+@triton.jit
+def _cast(x, dtype: tl.constexpr):
+    if ON_CPU and dtype == tl.bfloat16:  # the interpreter cuts off the last bits
+        x = _round(x, 16)
+    return x.to(dtype)
+
+
+@triton.jit
+def _load(x, rows, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
+    """Load rows of a matrix; elements out of bounds are 0."""
     c = tl.arange(0, BLOCK)
     mask = (rows[:, None] < count) & (c[None, :] < channels)
-    return tl.load(x + rows[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(x + rows[:, None] * stride + c[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def _kernel(q, k, EXPONENT: tl.constexpr):
-    """Tile of ``exp(-½‖q_i − k_j‖²)``."""
-    exponent = tl.dot(q, tl.trans(k), input_precision=EXPONENT)
-    exponent -= 0.5 * tl.sum(q * q, 1)[:, None] + 0.5 * tl.sum(k * k, 1)[None, :]
-    return tl.exp(tl.minimum(exponent, 0.0))
+def _store(out, x, rows, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
+    c = tl.arange(0, BLOCK)
+    mask = (rows[:, None] < count) & (c[None, :] < channels)
+    x = _cast(x, out.dtype.element_ty)
+    tl.store(out + rows[:, None] * stride + c[None, :], x, mask=mask)
 
 
 @triton.jit
-def _block(M, L, N, splits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's head, rows, range of columns and index of its output matrix."""
+def _load_columns(x, columns, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
+    if x.dtype.element_ty == tl.float32:  # prepared, with enough rows for every tile
+        c = tl.arange(0, BLOCK)[None, :]
+        places = x + columns[:, None] * stride + c
+        if channels == BLOCK:
+            return tl.load(places)
+        else:
+            return tl.load(places, mask=c < channels, other=0.0)
+    else:
+        return _load(x, columns, count, stride, channels, BLOCK)
+
+
+@triton.jit
+def _head(x, head, heads, batch_stride, head_stride):
+    return x + (head // heads) * batch_stride + (head % heads) * head_stride
+
+
+@_jit
+def _prepare(
+    x, centre, out, norms, heads, M, x_batch, x_head, x_token, d: tl.constexpr, D: tl.constexpr
+):
+    """Write tokens as the other kernels read fp32, rounded to TF32, and minus half their norms².
+
+    Both have rows for a whole number of tiles.
+    """
+    tiles = tl.cdiv(M, PADDED)
+    tile, head = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
+    rows = tile * PADDED + tl.arange(0, PADDED)
+    tokens = _load(_head(x, head, heads, x_batch, x_head), rows, M, x_token, d, D).to(tl.float32)
+    if centre is not None:
+        c = tl.arange(0, D)
+        tokens -= tl.load(centre + head * d + c, mask=c < d, other=0.0)[None, :]
+        tokens *= SCALE
+    if out is not None:
+        tokens = _round(tokens)
+        _store(out + head * tiles * PADDED * d, tokens, rows, tiles * PADDED, d, d, D)
+    if norms is not None:
+        tl.store(norms + head * tiles * PADDED + rows, -0.5 * tl.sum(tokens * tokens, 1))
+
+
+@triton.jit
+def _dot(a, b, total=None):
+    if ON_CPU and a.dtype == tl.bfloat16:  # the interpreter would multiply the bits as integers
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision='tf32')
+
+
+@triton.jit
+def _kernel(a, b, a_norms, b_norms):
+    """Tile of ``exp(-½‖a_i − b_j‖²)``."""
+    norms = a_norms[:, None] + b_norms[None, :]
+    exponent = _dot(a, tl.trans(b), norms)
+    if a.dtype != tl.float32:
+        exponent *= LOG2E
+    return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def _columns(COLUMNS: tl.constexpr, dtype: tl.constexpr):
+    """Order in which :func:`_factor` multiplies the columns of a tile."""
+    j = tl.arange(0, COLUMNS)
+    if dtype == tl.float32:
+        j = j // 8 * 8 + j % 4 * 2 + j // 4 % 2
+    return j
+
+
+@triton.jit
+def _factor(x, dtype: tl.constexpr):
+    """Make a tile the first factor of a product with an operand of this dtype."""
+    if dtype == tl.float32:
+        # A thread holds columns 2t and 2t + 1 of each eight, but multiplies columns t and t + 4 of
+        # TF32. Renaming the columns so saves the exchange between threads.
+        ROWS: tl.constexpr = x.shape[0]
+        COLUMNS: tl.constexpr = x.shape[1]
+        x = tl.reshape(_round(x), (ROWS, COLUMNS // 8, 4, 2))
+        return tl.reshape(tl.permute(x, (0, 1, 3, 2)), (ROWS, COLUMNS))
+    else:
+        return _cast(x, dtype)
+
+
+@triton.jit
+def _block(M, N, splits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """This program's head, rows and range of columns."""
     tiles = tl.cdiv(M, ROWS)
     tile, head = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
-    rows = tile * ROWS + tl.arange(0, ROWS)
     width = tl.cdiv(tl.cdiv(N, COLUMNS), splits) * COLUMNS
     first = tl.program_id(1) * width
-    return head, rows, first, tl.minimum(first + width, N), tl.program_id(1) * L + head
+    return head, tile * ROWS + tl.arange(0, ROWS), first, tl.minimum(first + width, N)
 
 
 @triton.jit
+def _norms(norms, head, count):
+    return norms + head * (tl.cdiv(count, PADDED) * PADDED)
+
+
+@_autotune
+@_jit
 def _sum_values(
-    q,
-    k,
-    v,
+    a,
+    b,
+    y,
+    a_norms,
+    b_norms,
     out,
-    L,
+    heads,
     M,
     N,
     splits,
+    a_batch,
+    a_head,
+    a_token,
+    b_batch,
+    b_head,
+    b_token,
+    y_batch,
+    y_head,
+    y_token,
+    out_split,
+    out_batch,
+    out_head,
+    out_token,
     d: tl.constexpr,
     e: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    EXPONENT: tl.constexpr,
 ):
-    """``out_i = Σ_j K_ij v_j``."""
-    head, rows, first, last, place = _block(M, L, N, splits, ROWS, COLUMNS)
-    queries = _load(q + head * M * d, rows, M, d, D)
+    """``out_i = Σ_j K_ij y_j``."""
+    head, rows, first, last = _block(M, N, splits, ROWS, COLUMNS)
+    tokens = _load(_head(a, head, heads, a_batch, a_head), rows, M, a_token, d, D)
+    norms = tl.load(_norms(a_norms, head, M) + rows)
+    b_norms = _norms(b_norms, head, N)
+    b = _head(b, head, heads, b_batch, b_head)
+    y = _head(y, head, heads, y_batch, y_head)
+    dtype: tl.constexpr = y.dtype.element_ty
     total = tl.zeros((ROWS, E), tl.float32)
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        keys = _load(k + head * N * d, columns, N, d, D)
-        values = _load(v + head * N * e, columns, N, e, E)
-        total += tl.dot(_kernel(queries, keys, EXPONENT), values, input_precision='tf32x3')
-    _store(out + place * M * e, total, rows, M, e, E)
+        others = _load_columns(b, columns, N, b_token, d, D)
+        values = _load_columns(y, start + _columns(COLUMNS, dtype), N, y_token, e, E)
+        kernel = _kernel(tokens, others, norms, tl.load(b_norms + columns))
+        total = _dot(_factor(kernel, dtype), values, total)
+    out = _head(out + tl.program_id(1) * out_split, head, heads, out_batch, out_head)
+    _store(out, total, rows, M, out_token, e, E)
 
 
-@triton.jit
-def _sum_differences(
-    q,
-    k,
-    g,
-    v,
+@_autotune
+@_jit
+def _sum_gradients(
+    a,
+    b,
+    x,
+    y,
+    a_norms,
+    b_norms,
     out,
-    L,
+    sums,
+    heads,
     M,
     N,
     splits,
+    a_batch,
+    a_head,
+    a_token,
+    b_batch,
+    b_head,
+    b_token,
+    x_batch,
+    x_head,
+    x_token,
+    y_batch,
+    y_head,
+    y_token,
+    out_split,
+    out_batch,
+    out_head,
+    out_token,
+    sums_split,
+    sums_batch,
+    sums_head,
+    sums_token,
     d: tl.constexpr,
     e: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    EXPONENT: tl.constexpr,
 ):
-    """``out_i = Σ_j K_ij (g_i · v_j) (k_j − q_i)``."""
-    head, rows, first, last, place = _block(M, L, N, splits, ROWS, COLUMNS)
-    queries = _load(q + head * M * d, rows, M, d, D)
-    gradients = _load(g + head * M * e, rows, M, e, E)
-    total, weight = tl.zeros((ROWS, D), tl.float32), tl.zeros((ROWS,), tl.float32)
+    """``out_i = Σ_j K_ij (x_i · y_j) (b_j − a_i)`` and, unless sums is None, ``Σ_j K_ij y_j``."""
+    head, rows, first, last = _block(M, N, splits, ROWS, COLUMNS)
+    tokens = _load(_head(a, head, heads, a_batch, a_head), rows, M, a_token, d, D)
+    norms = tl.load(_norms(a_norms, head, M) + rows)
+    b_norms = _norms(b_norms, head, N)
+    own = _load(_head(x, head, heads, x_batch, x_head), rows, M, x_token, e, E)
+    b = _head(b, head, heads, b_batch, b_head)
+    y = _head(y, head, heads, y_batch, y_head)
+    dtype: tl.constexpr = b.dtype.element_ty
+    value_dtype: tl.constexpr = y.dtype.element_ty
+    # Of fp16 and fp32, which differ in range, the wider; see _values.
+    common: tl.constexpr = value_dtype if own.dtype == value_dtype else tl.float32
+    total, weight = tl.zeros((ROWS, D), tl.float32), tl.zeros((ROWS, 16), tl.float32)
+    value_total = tl.zeros((ROWS, E), tl.float32)
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        keys = _load(k + head * N * d, columns, N, d, D)
-        values = _load(v + head * N * e, columns, N, e, E)
-        p = tl.dot(gradients, tl.trans(values), input_precision='tf32x3')
-        p *= _kernel(queries, keys, EXPONENT)
-        total += tl.dot(p, keys, input_precision='tf32x3')
-        weight += tl.sum(p, 1)
-    _store(out + place * M * d, total - weight[:, None] * queries, rows, M, d, D)
+        others = _load_columns(b, columns, N, b_token, d, D)
+        values = _load_columns(y, columns, N, y_token, e, E)
+        kernel = _kernel(tokens, others, norms, tl.load(b_norms + columns))
+        p = kernel * _dot(own.to(common), tl.trans(values.to(common)))
+        if sums is not None:
+            if value_dtype == tl.float32:
+                values = _load_columns(y, start + _columns(COLUMNS, value_dtype), N, y_token, e, E)
+            value_total = _dot(_factor(kernel, value_dtype), values, value_total)
+        if dtype == tl.float32:
+            others = _load_columns(b, start + _columns(COLUMNS, dtype), N, b_token, d, D)
+        p = _factor(p, dtype)
+        total = _dot(p, others, total)
+        # The weights are sums of what is multiplied, after rounding, so that errors of p are
+        # multiplied by b_j − a_i and not by b_j. A product with ones takes fewer instructions.
+        weight = _dot(p, tl.full((COLUMNS, 16), 1.0, tl.float32).to(dtype), weight)
+    total -= tl.max(weight, 1)[:, None] * tokens
+    if dtype == tl.float32:
+        total /= SCALE
+    out = _head(out + tl.program_id(1) * out_split, head, heads, out_batch, out_head)
+    _store(out, total, rows, M, out_token, d, D)
+    if sums is not None:
+        sums = _head(sums + tl.program_id(1) * sums_split, head, heads, sums_batch, sums_head)
+        _store(sums, value_total, rows, M, sums_token, e, E)
 
 
-@triton.jit
-def _store(out, x, rows, count, channels: tl.constexpr, BLOCK: tl.constexpr):
-    c = tl.arange(0, BLOCK)
-    mask = (rows[:, None] < count) & (c[None, :] < channels)
-    tl.store(out + rows[:, None] * channels + c[None, :], x, mask=mask)
+class _Tokens(NamedTuple):
+    """Tokens ``(B, h, n, d)``, how many of the rows are some, and minus half their squared norms."""
+
+    rows: Tensor
+    count: int
+    norms: Tensor | None
 
 
-def _launch(kernel, channels: int, *tensors: Tensor) -> Tensor:
-    """q ``(..., M, d)``, k ``(..., N, d)``, …, v ``(..., N, e)`` -> ``(..., M, channels)``."""
-    q, k, *_, v = tensors
-    shape = *q.shape[:-1], channels
-    (count, m, d), n, e = q.reshape(-1, *q.shape[-2:]).shape, k.shape[-2], v.shape[-1]
-    blocks = count * triton.cdiv(m, ROWS)
-    splits = max(1, min(TARGET_BLOCKS // blocks, triton.cdiv(n, 8 * COLUMNS)))
+def _four_dimensional(x: Tensor) -> Tensor:
+    """View ``(..., n, c)`` as ``(B, h, n, c)``, with the channels next to each other."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return x[(None,) * (4 - x.ndim)] if x.ndim < 4 else x.flatten(0, x.ndim - 4)
+
+
+def _width(channels: int) -> int:
+    return max(16, triton.next_power_of_2(channels))
+
+
+def _prepared(x: Tensor, centre: Tensor | None, rounded: bool, with_norms: bool) -> _Tokens:
+    batch, heads, n, d = x.shape
+    tiles = triton.cdiv(n, PADDED.value)
+    rows = norms = None
+    if rounded:
+        rows = x.new_empty(batch, heads, tiles * PADDED.value, d, dtype=torch.float32)
+    if with_norms:
+        norms = x.new_empty(batch * heads, tiles * PADDED.value, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _prepare[(batch * heads * tiles,)](
+            x, centre, rows, norms, heads, n, *x.stride()[:3], d, _width(d)
+        )
+    return _Tokens(x if rows is None else rows, n, norms)
+
+
+def _tokens(q: Tensor, k: Tensor) -> tuple[_Tokens, _Tokens]:
+    """Half-precision tokens stay as they are; fp32 tokens are centred, scaled and rounded."""
+    if q.dtype == k.dtype != torch.float32:
+        return _prepared(q, None, False, True), _prepared(k, None, False, True)
+    smaller = k if q.shape[2] >= k.shape[2] else q
+    centre = smaller.mean(2, dtype=torch.float32).contiguous()
+    return _prepared(q, centre, True, True), _prepared(k, centre, True, True)
+
+
+def _values(x: Tensor, tokens: _Tokens) -> Tensor:
+    """Values or gradients in the dtype in which they are multiplied."""
+    if tokens.rows.dtype == torch.bfloat16:
+        return x.to(torch.bfloat16)
+    # Sums over tokens, which are fp32, may overflow fp16.
+    if x.dtype == tokens.rows.dtype != torch.float32:
+        return x
+    return _prepared(x, None, True, False).rows
+
+
+class _Sums:
+    """Where a kernel writes the sums for each row: the result, or the parts that it is a sum of."""
+
+    def __init__(self, result: Tensor, splits: int) -> None:
+        self.result = _four_dimensional(result)
+        self.parts = self.result[None]
+        if splits > 1:
+            self.parts = result.new_empty(splits, *self.result.shape, dtype=torch.float32)
+
+    def finish(self) -> None:
+        if len(self.parts) > 1:
+            self.result.copy_(self.parts.sum(0))
+
+
+def _launch(
+    a: _Tokens, b: _Tokens, x: Tensor | None, y: Tensor, out: Tensor, sums: Tensor | None = None
+) -> None:
+    """Write the sums over the tokens of b for those of a; x belongs to a and y to b."""
+    (batch, heads, _, d), m, n, e = a.rows.shape, a.count, b.count, y.shape[-1]
+    kind = 'values' if x is None else 'gradients' if sums is None else 'both'
+    rows, columns, _ = Tile.of(m, max(_width(d), _width(e)), b.rows.dtype, kind)
+    blocks = batch * heads * triton.cdiv(m, rows)
     # The split depends only on the shapes, so results are bitwise reproducible.
-    out = q.new_empty(splits, *shape, dtype=torch.float32)
-    # tf32 represents half-precision inputs exactly; fp32 needs three tf32 products.
-    exponent = 'tf32x3' if torch.float32 in (q.dtype, k.dtype) else 'tf32'
-    with torch.cuda.device_of(q):
+    splits = max(1, min(TARGET_BLOCKS // blocks, triton.cdiv(n, 8 * columns)))
+    results = [None if o is None else _Sums(o, splits) for o in (out, sums)]
+    outputs = [None if o is None else o.parts for o in results]
+    if x is None:
+        kernel, inputs, outputs = _sum_values, (a.rows, b.rows, y), outputs[:1]
+    else:
+        kernel, inputs = _sum_gradients, (a.rows, b.rows, x, y)
+    strides = [s for t in inputs for s in t.stride()[:3]]
+    for o in outputs:
+        strides += (0,) * 4 if o is None else o.stride()[:4]
+    with torch.cuda.device_of(y):
         kernel[blocks, splits](
-            *(x.contiguous() for x in tensors),
-            out,
-            count,
+            *inputs,
+            a.norms,
+            b.norms,
+            *outputs,
+            heads,
             m,
             n,
             splits,
-            d,
-            e,
-            *(max(16, triton.next_power_of_2(c)) for c in (d, e)),
-            ROWS,
-            COLUMNS,
-            exponent,
-            num_warps=4 if max(d, e) <= 32 else 8,
-            num_stages=2,
+            *strides,
+            d=d,
+            e=e,
+            D=_width(d),
+            E=_width(e),
+            ROWS=rows,
+            COLUMNS=columns,
         )
-    return out[0] if splits == 1 else out.sum(0)
+    for result in results:
+        if result is not None:
+            result.finish()
 
 
-def _centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract the mean of the smaller set from both; half-precision tokens stay as they are."""
-    # Centring would round half-precision tokens, whose products are exact anyway.
-    if torch.float32 not in (q.dtype, k.dtype):
-        return q, k
-    q, k = q.float(), k.float()
-    return centred(q, k) if q.shape[-2] >= k.shape[-2] else centred(k, q)[::-1]
+def empty(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """``(..., n, channels)``, in memory token by token or head by head as ``like`` is."""
+    if like.ndim > 2 and like.stride(-3) < like.stride(-2):
+        like = like.transpose(-3, -2)
+        return like.new_empty(*like.shape[:-1], channels, dtype=dtype).transpose(-3, -2)
+    return like.new_empty(*like.shape[:-1], channels, dtype=dtype)
 
 
-def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)`` in fp32."""
-    return _launch(_sum_values, v.shape[-1], *_centred(q, k), v)
+def product(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """q ``(..., M, d)``, k ``(..., N, d)``, v ``(..., N, e)`` -> ``(..., M, e)``."""
+    out = empty(q, v.shape[-1], dtype)
+    q, k, v = map(_four_dimensional, (q, k, v))
+    queries, keys = _tokens(q, k)
+    _launch(queries, keys, None, _values(v, keys), out)
+    return out
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v in fp32 from the gradient ``(..., M, e)`` of the product."""
-    q, k = _centred(q, k)
-    return (
-        _launch(_sum_differences, q.shape[-1], q, k, grad, v),
-        _launch(_sum_differences, q.shape[-1], k, q, v, grad),
-        _launch(_sum_values, v.shape[-1], k, q, grad),
-    )
+    """Gradients of q, k and v from the gradient ``(..., M, e)`` of the product."""
+    grads = tuple(empty(x, x.shape[-1], x.dtype) for x in (q, k, v))
+    grad, q, k, v = map(_four_dimensional, (grad, q, k, v))
+    queries, keys = _tokens(q, k)
+    grad, v = _values(grad, keys), _values(v, keys)
+    _launch(queries, keys, grad, v, grads[0])
+    _launch(keys, queries, v, grad, *grads[1:])
+    return grads

@@ -2,12 +2,12 @@
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 from ..backend import choose_backend
 from ..extension import missing
 from ..gaussian_product.tiled import tile_size
-from ..precision import at_least_fp32
 from .reference import nystrom_attention as untiled_nystrom_attention
 from .solvers import check_solver
 from .tiled import tiled_nystrom_attention
@@ -16,7 +16,6 @@ from .tiled import tiled_nystrom_attention
 MIN_SIZE = 2**19
 
 
-@at_least_fp32
 def nystrom_attention(
     q: Tensor,
     v: Tensor,
@@ -25,6 +24,7 @@ def nystrom_attention(
     solver: str = 'newton',
     alpha_scope: str = 'matrix',
     backend: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``K1 · inverse(K2) · (K1ᵀ v)`` with Gaussian ``K1`` (N, m) and ``K2`` (m, m).
 
@@ -46,9 +46,11 @@ def nystrom_attention(
             compiled op; 'torch' computes it tile by tile, or materialises it if it fits in one
             tile; 'reference' materialises it and runs the solver 'newton' as 'iteration';
             'standard' materialises it with operators that other runtimes support.
+        dtype: dtype of the result; by default fp32 or better. Half-precision arguments are read as
+            they are, while sums, exponents, K2 and its inverse are fp32.
 
     Returns:
-        ``(B, h, N, e)`` in fp32 or better.
+        ``(B, h, N, e)``.
 
     Raises:
         ValueError: if ``solver``, ``alpha_scope`` or ``backend`` does not exist, or the shapes are
@@ -68,4 +70,4 @@ def nystrom_attention(
         and k1_size <= tile_size(q.device)
     )
     attend = untiled_nystrom_attention if untiled else tiled_nystrom_attention
-    return attend(q, v, landmarks, sym_norm, solver, alpha_scope, backend)
+    return attend(q, v, landmarks, sym_norm, solver, alpha_scope, backend, dtype)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..newton_inverse import newton_inverse
 from ..newton_solve import newton_solve
+from ..precision import at_least_fp32
 from ..ridge_solve import ridge_solve
 
 RIDGE = 0.01
@@ -26,6 +27,7 @@ def check_solver(solver: str, alpha_scope: str) -> None:
             raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
 
 
+@at_least_fp32
 def solve(
     k2: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str, backend: str
 ) -> Tensor:

@@ -1,10 +1,15 @@
+import cv2
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from soft_mm.models.layers import SOFTAttention
+from soft_mm.models import SOFT
+from soft_mm.models.layers import SOFTAttention, soft_attention
 from soft_mm.models.layers.landmarks import Landmarks
 from soft_mm.ops import nystrom_attention
+from soft_mm.ops.extension import missing
+from soft_mm.ops.nystrom_attention.solvers import solve
 
 
 def test_layer_matches_its_definition():
@@ -86,3 +91,63 @@ def test_landmark_arguments_are_checked():
         SOFTAttention(8, 2, 4, 3, landmarks='pool')
     with pytest.raises(ValueError, match='num_landmarks must be None or at least 1, got 0'):
         SOFTAttention(8, 2, 4, 3, num_landmarks=0)
+
+
+@pytest.fixture
+def photograph(shared) -> Tensor:
+    image = cv2.imread(str(sorted((shared('data') / 'coco/val2017').glob('*.jpg'))[0]))
+    image = torch.from_numpy(cv2.resize(image, (160, 160))).permute(2, 0, 1)[None]
+    return (image - image.float().mean((2, 3), keepdim=True)) / 57
+
+
+def authors_attention(q: Tensor, v: Tensor, landmarks: Tensor, sym_norm: bool) -> Tensor:
+    """The released formulas under autocast: products and squared norms in the dtype of q.
+
+    The inverse is computed in fp32, which is better than the released code.
+    """
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return a.to(q.dtype) @ b.to(q.dtype)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        a_norms = product(a.float().square(), torch.ones_like(b).mT)
+        b_norms = product(torch.ones_like(a), b.float().square().mT)
+        return (-0.5 * (a_norms + b_norms - 2 * product(a, b.mT))).float().exp()
+
+    k1, k2 = kernel(q, landmarks), kernel(landmarks, landmarks)
+    values = product(k1.mT, v).float()
+    return product(k1, solve(k2, values, sym_norm, 'iteration', 'matrix', 'reference'))
+
+
+@pytest.mark.parametrize('backend', ['torch', 'extension', 'triton'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('sym_norm', [False, True])
+def test_autocast_on_a_photograph(photograph, sym_norm, dtype, backend, device, monkeypatch):
+    """Half-precision tokens reach the op, whose errors are at most those of the released formulas."""
+    if backend == 'extension' and missing(device):
+        pytest.skip(missing(device))
+    torch.manual_seed(0)
+    model, calls = SOFT('tiny', sym_norm).to(device).eval(), []
+
+    def attention(*args, **kwargs):
+        calls.append(args[:3])
+        return nystrom_attention(*args, **kwargs)
+
+    monkeypatch.setattr(soft_attention, 'nystrom_attention', attention)
+    with torch.no_grad(), torch.autocast(device, dtype):
+        model(photograph.to(device))
+    assert all(x.dtype == dtype for call in calls for x in call)
+    for call in calls[0], calls[1], calls[3]:  # the first of each stage
+        grad = torch.randn(call[1].shape, generator=torch.Generator().manual_seed(1)).to(call[1])
+        outcomes = []
+        for fn, kind in (
+            (lambda *x: nystrom_attention(*x, sym_norm, backend='reference'), torch.float64),
+            (lambda *x: authors_attention(*x, sym_norm), dtype),
+            (lambda *x: nystrom_attention(*x, sym_norm, backend=backend, dtype=dtype), dtype),
+        ):
+            leaves = [x.detach().to(kind).requires_grad_() for x in call]
+            out = fn(*leaves)
+            outcomes.append([out, *torch.autograd.grad(out, leaves, grad.to(out))])
+        for exact, theirs, ours in zip(*outcomes):
+            assert ours.dtype == dtype
+            assert (ours - exact).norm() <= (theirs - exact).norm()

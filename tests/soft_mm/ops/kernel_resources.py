@@ -1,7 +1,9 @@
 """Compile every Triton kernel for a GPU that need not be there: ``kernel_resources.py CAPABILITY``.
 
 Prints for each kernel its name with what it is specialised for, the bytes of shared memory of a
-block, the registers of a thread, and the bytes of a thread's stack, to which registers spill.
+block, the registers of a thread, the bytes of a thread's stack, to which registers spill, and the
+thread-instructions per element: those of the innermost loop, times the threads of a block, divided
+by the elements that one turn of the loop computes.
 
 Triton keeps what it has compiled in its own cache, by the source and the versions of its tools.
 """
@@ -12,22 +14,57 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from soft_mm.ops.dynamic_conv import triton_kernels as conv
 from soft_mm.ops.gaussian_product import triton_kernels as product
+from soft_mm.ops.inline_attention import triton_kernels as attention
 from soft_mm.ops.newton_inverse import triton_kernels as inverse
 from soft_mm.ops.newton_solve import triton_kernels as solve
 
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 
 
+def innermost_loop(sass: str) -> int:
+    """Number of instructions of the longest loop without a loop inside, or of a kernel without loops."""
+    code = [
+        (int(address, 16), instruction)
+        for address, instruction in re.findall(r'/\*([0-9a-f]{4,})\*/\s+([^;]+);', sass)
+    ]
+    loops = []
+    for address, instruction in code:
+        jump = re.search(r'\bBRA\b.*\b0x([0-9a-f]+)', instruction)
+        if jump and int(jump[1], 16) < address:
+            loops.append((int(jump[1], 16), address))
+    innermost = [
+        (first, last)
+        for first, last in loops
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops)
+    ]
+    return max(
+        (sum(first <= address <= last for address, _ in code) for first, last in innermost),
+        default=len(code),
+    )
+
+
 def report(
-    capability: int, kernel, pointers: dict[str, str], constants: dict, floats=(), **options
+    capability: int,
+    kernel,
+    pointers: dict[str, str],
+    constants: dict,
+    floats=(),
+    elements: int = 0,
+    strides=(),
+    **options,
 ) -> str:
-    """Describe a kernel in a line. Arguments not named as pointers, constants or floats are integers."""
+    """Describe a kernel in a line.
+
+    Arguments not named as pointers, constants or floats are integers, of which strides are multiples
+    of 16. Without ``elements`` of a turn of its innermost loop, the last number is '-'.
+    """
     kinds = {
         **dict.fromkeys(kernel.arg_names, 'i32'),
         **dict.fromkeys(constants, 'constexpr'),
@@ -37,37 +74,84 @@ def report(
     aligned = {
         (i,): [['tt.divisibility', 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name in pointers or name in ('channels', 'stride')  # multiples of 16 in every model
+        if name in pointers or name in strides
     }
     source = ASTSource(kernel, {k: kinds[k] for k in kernel.arg_names}, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(compiled.asm['cubin'])
         file.flush()
-        usage = subprocess.run(
-            [CUOBJDUMP, '--dump-resource-usage', file.name],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        usage, sass = (
+            subprocess.run(
+                [CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ('--dump-resource-usage', '--dump-sass')
+        )
     registers, spilled = (re.search(rf'{name}:(\d+)', usage)[1] for name in ('REG', 'STACK'))
     name = '-'.join((kernel.fn.__name__, *pointers.values(), *map(str, constants.values())))
-    return f'{name} {compiled.metadata.shared} {registers} {spilled}'
+    threads = 32 * compiled.metadata.num_warps
+    each = f'{innermost_loop(sass) * threads / elements:.2f}' if elements else '-'
+    return f'{name} {compiled.metadata.shared} {registers} {spilled} {each}'
+
+
+def products(capability: int, rows: int, d: int, dtype: str) -> None:
+    """The Gaussian product and its gradients, of d channels, with every config that is tried."""
+    torch_dtype = dict(bf16=torch.bfloat16, fp32=torch.float32)[dtype]
+    for sums in ('values', 'gradients', 'both'):
+        kernel = (product._sum_values if sums == 'values' else product._sum_gradients).fn
+        tile = product.Tile.of(rows, d, torch_dtype, sums)
+        constants = dict(d=d, e=d, D=d, E=d, ROWS=tile.rows, COLUMNS=tile.columns)
+        pointers = dict(a=dtype, b=dtype, y=dtype, a_norms='fp32', b_norms='fp32', out=dtype)
+        if sums != 'values':
+            pointers['x'] = dtype
+            constants['sums'] = None
+        if sums == 'both':
+            pointers['sums'] = dtype
+            del constants['sums']
+        for config in product.fitting(product.CONFIGS, tile):
+            print(
+                report(
+                    capability,
+                    kernel,
+                    pointers,
+                    constants,
+                    elements=tile.rows * tile.columns,
+                    strides=[x for x in kernel.arg_names if re.search('_(batch|head|token)$', x)],
+                    num_warps=config.num_warps,
+                    num_stages=config.num_stages,
+                )
+            )
+
+
+def inline(capability: int, dtype: str, d: int, whole: bool) -> None:
+    """The passes over the tokens of InLine attention, with d channels a head."""
+    itemsize = dict(bf16=2, fp32=4)[dtype]
+    precision = 'tf32x3' if dtype == 'fp32' else 'tf32'
+    sums = dict.fromkeys(('statistics', 'sums', 'filters', 'bias'), 'fp32')
+    for kernel, names in (
+        (attention._sum_keys_and_values, ('qkv',)),
+        (attention._attend, ('qkv', 'statistics', 'filters', 'bias', 'out')),
+        (attention._sum_gradients, ('g', 'qkv')),
+        (attention._gradients, ('g', 'qkv', 'statistics', 'sums', 'filters', 'out')),
+    ):
+        tokens = attention.TOKENS[itemsize] // (2 if kernel is attention._sum_gradients else 1)
+        pointers = {name: sums.get(name, dtype) for name in names}
+        print(
+            report(
+                capability,
+                kernel,
+                pointers if 'out' in names else pointers | dict(out='fp32'),
+                dict(heads=2, d=d, D=d, TOKENS=tokens, WHOLE=whole, PRECISION=precision),
+                elements=tokens * d,
+                num_warps=4 if d <= 32 else 8,
+            )
+        )
 
 
 def main(capability: int) -> None:
-    for d in (32, 64):
-        for dtype, exponent in (('fp32', 'tf32x3'), ('bf16', 'tf32')):
-            constants = dict(
-                d=d, e=d, D=d, E=d, ROWS=product.ROWS, COLUMNS=product.COLUMNS, EXPONENT=exponent
-            )
-            pointers = dict(q=dtype, k=dtype, v=dtype, out='fp32')
-            for kernel in (product._sum_values, product._sum_differences):
-                if 'g' in kernel.arg_names:
-                    pointers['g'] = 'fp32'
-                print(
-                    report(capability, kernel, pointers, constants, num_warps=d // 8, num_stages=2)
-                )
+    for dtype in ('fp32', 'bf16'):
+        for rows, d in ((128, 32), (64, 32), (128, 64)):
+            products(capability, rows, d, dtype)
     for size in (16, 32, 64):
         print(
             report(
@@ -106,6 +190,8 @@ def main(capability: int) -> None:
                 conv._convolve,
                 dict(v=dtype, filters='fp32', bias=dtype, out=dtype),
                 dict(FLIPPED=False, TOKENS=conv.TOKENS, CHANNELS=conv.CHANNELS),
+                elements=conv.TOKENS * conv.CHANNELS,
+                strides=('channels', 'stride'),
             )
         )
         print(
@@ -114,8 +200,12 @@ def main(capability: int) -> None:
                 conv._correlate,
                 dict(g=dtype, v=dtype, out='fp32'),
                 dict(STEP=conv.STEP, CHANNELS=conv.CHANNELS),
+                elements=conv.STEP * conv.CHANNELS,
+                strides=('channels', 'stride'),
             )
         )
+    for dtype, d, whole in (('bf16', 32, True), ('bf16', 32, False), ('fp32', 64, False)):
+        inline(capability, dtype, d, whole)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soft_mm.ops import nystrom_attention
+from soft_mm.ops.backend import HAS_TRITON
 from soft_mm.ops.extension import missing
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel
 from soft_mm.ops.newton_inverse.reference import newton_inverse
@@ -122,6 +125,27 @@ def test_autocast_changes_nothing(inputs, solver, backend, monkeypatch):
     torch.testing.assert_close(*outs)
     for got, expected in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in outs)):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+def test_on_a_gpu_no_op_copies_half_precision_tokens():
+    """Of the size of the tokens, only the output is allocated, in the layout of the queries."""
+    large = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            large.extend([out] if isinstance(out, Tensor) and out.numel() >= q.numel() else [])
+            return out
+
+    with FakeTensorMode():
+        q, v = (torch.empty(2, 3136, 2, 32, device='cuda').bfloat16() for _ in range(2))
+        q, v = q.transpose(1, 2), v.transpose(1, 2)
+        landmarks = torch.empty(2, 2, 49, 32, device='cuda').bfloat16()
+        with Watch():
+            out = nystrom_attention(q, v, landmarks, True, dtype=torch.bfloat16)
+    assert len(large) == 1
+    assert out.dtype == torch.bfloat16 and out.stride() == q.stride()
 
 
 def test_arguments_are_checked(inputs):

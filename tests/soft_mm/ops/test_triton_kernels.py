@@ -1,8 +1,10 @@
 """Triton's ways of the ops against their references: under the interpreter, or on a GPU."""
 
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -105,31 +107,96 @@ def fused_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return gaussian_product(q, k, v, 'triton')
 
 
+def whole_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    exponent = q @ k.mT - (q * q).sum(-1, True) / 2 - (k * k).sum(-1).unsqueeze(-2) / 2
+    return exponent.clamp(max=0).exp() @ v
+
+
+def check_product(inputs: list[Tensor], dtype: torch.dtype) -> None:
+    """The error is at most that of rounding each factor of each term once, to TF32 if it is fp32.
+
+    A term of a gradient has four factors. Tokens in fp32 are rounded too, after centring: that
+    changes an exponent by the distance times the change.
+    """
+    inputs = [x.to(dtype) for x in inputs]
+    got, truth = (
+        results(fused_product, inputs, dtype),
+        results(whole_product, inputs, torch.float64),
+    )
+    q, k, v = (x.double() for x in inputs)
+    grad = tokens(*truth[0].shape).to(truth[0]).abs() / truth[0].numel() ** 0.5
+    distance = (q.unsqueeze(-2) - k.unsqueeze(-3)).norm(dim=-1)
+    size = torch.zeros_like(distance)
+    if dtype == torch.float32:
+        centre = (k if q.shape[-2] >= k.shape[-2] else q).mean(-2, keepdim=True)
+        size = (q - centre).norm(dim=-1, keepdim=True) + (k - centre).norm(dim=-1).unsqueeze(-2)
+    kernel = (-0.5 * distance.square()).exp() * (1 + distance * size)
+    p = kernel * (grad @ v.abs().mT) * (distance + size)
+    terms = kernel @ v.abs(), p.sum(-1, True), p.sum(-2).unsqueeze(-1), kernel.mT @ grad
+    unit = torch.finfo(dtype).eps / 2 if dtype != torch.float32 else 2**-11
+    # The sums are fp32; half-precision gradients are rounded once more.
+    for ours, exact, sum_of_terms in zip(got, truth, terms):
+        assert ours.isfinite().all()
+        bound = 5 * unit * sum_of_terms + unit * exact.abs() + 1e-6 * exact.abs().max()
+        assert ((ours - exact).abs() <= bound + torch.finfo(dtype).tiny).all()
+
+
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('size', PRODUCTS)
 def test_product(size, dtype, device):
-    check(fused_product, reference_product, pair(*size, device=device), dtype)
+    check_product(pair(*size, device=device), dtype)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('size', LARGE_PRODUCTS)
 def test_product_at_full_size(size, dtype, gpu):
-    def whole(q, k, v):
-        exponent = q @ k.mT - (q * q).sum(-1, True) / 2 - (k * k).sum(-1).unsqueeze(-2) / 2
-        return exponent.clamp(max=0).exp() @ v
-
-    check(fused_product, whole, pair(*size, device=gpu), dtype)
+    check_product(pair(*size, device=gpu), dtype)
 
 
 def test_product_far_from_the_origin(device):
     q, k, v = pair(1, 1, 40, 20, 32, 8, device)
-    check(fused_product, reference_product, [q + 30, k + 30, v], torch.float32)
+    check_product([q + 30, k + 30, v], torch.float32)
 
 
 def test_product_of_equal_tokens(device):
     q, k, v = pair(1, 1, 40, 20, 32, 8, device)
-    check(fused_product, reference_product, [0 * q, 0 * k, v], torch.float32)
+    check_product([0 * q, 0 * k, v], torch.float32)
+
+
+def test_product_is_laid_out_as_the_tokens(device):
+    """Reading and writing ``(B, N, h, d)`` copies nothing: heads are views of what layers return."""
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in pair(2, 3, 9, 5, 16, 16))
+    q, k, v = (x.to(device).requires_grad_() for x in (q, k, v))
+    out = fused_product(q, k, v)
+    for x in (out, *torch.autograd.grad(out.square().sum(), (q, k, v))):
+        assert x.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_product_of_mixed_dtypes(dtype, device):
+    """Values in fp32 beyond the range of fp16, as SOFT's solver may return, with half tokens."""
+    q, k, v = pair(1, 2, 20, 70, 16, 16, device)
+    q, k, v = q.to(dtype).requires_grad_(), k.to(dtype).requires_grad_(), (1e6 * v).requires_grad_()
+    grads, exact = [], [x.detach().double().requires_grad_() for x in (q, k, v)]
+    for inputs, fn in (((q, k, v), fused_product), (exact, whole_product)):
+        out = fn(*inputs)
+        assert out.dtype == torch.promote_types(torch.float32, inputs[0].dtype)
+        grad = 1e-6 * tokens(*out.shape).to(out)
+        grads.append([out.detach(), *torch.autograd.grad(out, inputs, grad)])
+    for ours, theirs in zip(*grads):
+        # Rounding of each of the four factors of a term, with terms as large as the largest result.
+        tolerance = 4 * torch.finfo(dtype).eps * theirs.abs().max()
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance.item())
+
+
+def test_nan_reaches_the_product(device):
+    q, k, v = pair(1, 1, 130, 50, 8, 4, device)
+    q[0, 0, 7, 3] = torch.nan
+    for dtype in (torch.float32, torch.bfloat16):
+        out = fused_product(*(x.to(dtype) for x in (q, k, v)))
+        # In fp32 the centre of the smaller set, k, stays finite.
+        assert out[0, 0, 7].isnan().all() and out.isnan().sum() == 4
 
 
 def test_product_of_what_the_kernels_do_not_take(device):
@@ -437,7 +504,13 @@ def test_attention(sym_norm, solver, device):
     def attention(backend):
         return lambda *x: nystrom_attention(*x, sym_norm, solver, backend=backend)
 
-    check(attention('triton'), attention('reference'), [q, v, landmarks], torch.float32)
+    inputs = [q, v, landmarks]
+    got = results(attention('triton'), inputs, torch.float32)
+    truth = results(attention('reference'), inputs, torch.float64)
+    # TF32 rounds as fp16 does: to 11 bits.
+    rounded = results(attention('reference'), [x.half() for x in inputs], torch.float64)
+    for ours, exact, theirs in zip(got, truth, rounded):
+        assert (ours - exact).abs().max() <= 4 * (theirs - exact).abs().max()
 
 
 # hw, size and shift of the windows, extra tokens, bias: a class token; parts of a window that are
@@ -511,7 +584,10 @@ def test_layers(make, device):
             out = layer(x, (5, 7))
         outcomes.append([out, *torch.autograd.grad(out.square().mean(), layer.parameters())])
     for got, expected in zip(*outcomes):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+        # Products in TF32, which has 11 bits: four factors are rounded.
+        torch.testing.assert_close(
+            got, expected, rtol=1e-4, atol=2**-9 * expected.abs().max().item()
+        )
 
 
 def test_results_are_the_same_bits_each_time(device):
@@ -543,25 +619,87 @@ def test_compiles_without_a_graph_break(device):
     torch.testing.assert_close(compiled(q, k, v), fused_product(q, k, v))
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
-@pytest.mark.parametrize('capability', [80, 86, 89, 90, 100, 120])
-def test_every_kernel_compiles_for_a_gpu(capability):
-    """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
+def without_interpreter(*arguments) -> list[list[str]]:
+    """Run Python where Triton compiles, and return the words of the lines that it prints."""
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     environment['PYTHONPATH'] = str(ROOT)
-    script = Path(__file__).with_name('kernel_resources.py')
     done = subprocess.run(
-        [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    kernels = [line.split() for line in done.stdout.splitlines()]
-    assert len(kernels) == 22
-    for name, shared, registers, stack in kernels:
-        assert int(shared) <= 99 * 1024, name  # of the smallest device of this generation, sm_86
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+# Kibibytes of shared memory of a block.
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+# Thread-instructions per element, by the beginning of the name: at most so many in the config that
+# needs the fewest. A tile of 128 rows and 32 channels is what large images spend their time on:
+# 14, or for the two sums of an fp32 gradient, with 10 of products and of rounding to TF32 for each
+# of the two, 20. Tiles of 64 rows, for few landmarks, load as much for half of the elements, and 64
+# channels double the products.
+MOST_INSTRUCTIONS = {
+    r'_sum_values-.*-32-128-\d+$': 14,
+    r'_sum_gradients-.*-32-128-32-None$': 14,
+    r'_sum_gradients-bf16.*-32-128-\d+$': 14,
+    r'_sum_gradients-fp32.*-32-128-\d+$': 20.5,
+    r'_sum_values-.*-32-64-\d+$': 14,
+    r'_sum_gradients-bf16.*-32-64-\d+(-None)?$': 14,
+    r'_sum_gradients-fp32.*-32-64-\d+(-None)?$': 23,
+    r'_sum_values-.*-64-128-\d+$': 17,
+    r'_sum_gradients-bf16.*-64-128-\d+(-None)?$': 16,
+    r'_sum_gradients-fp32.*-64-128-\d+(-None)?$': 35,
+    # An H100 executes about ten while it moves a byte: InLine's first passes read 4 and 6 bytes of
+    # bf16, the last gradient moves 12. The forward pass, of 6, takes more than that.
+    r'_sum_keys_and_values-bf16.*-True-tf32$': 40,
+    r'_attend-bf16.*-True-tf32$': 75,
+    r'_sum_gradients-bf16.*-True-tf32$': 60,
+    r'_gradients-bf16.*-True-tf32$': 120,
+    r'_convolve-fp32': 50,
+    r'_convolve-bf16': 55,
+    r'_correlate-': 45,
+}
+# To occupy the GPU better, ptxas may put four registers on the stack.
+STACK = 16
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.parametrize(
+    'capability', [pytest.param(c, marks=() if c == 90 else pytest.mark.long) for c in SHARED]
+)
+def test_every_kernel_compiles_for_a_gpu(capability):
+    """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
+    script = Path(__file__).with_name('kernel_resources.py')
+    configs = defaultdict(list)
+    for name, shared, registers, stack, instructions in without_interpreter(
+        script, str(capability)
+    ):
         assert 0 < int(registers) <= 255, name
-        if name.startswith(('_iterate', '_shift', '_panel', '_sweep', '_complement', '_product')):
-            assert int(stack) <= 16, (
-                name
-            )  # ptxas may put four registers there to occupy the GPU better
-        if capability == 90:  # of the widest tiles some registers spill, by the compiler's version
-            assert int(stack) <= 64, name
+        assert int(stack) <= STACK, name
+        if int(shared) <= SHARED[capability] * 1024:  # the tuner drops the others
+            configs[name].append(instructions)
+        else:
+            configs[name] += []
+    assert len(configs) == 44
+    assert all(configs.values()), configs
+    for pattern, most in MOST_INSTRUCTIONS.items():
+        matching = {name: values for name, values in configs.items() if re.match(pattern, name)}
+        assert matching, pattern
+        for name, values in matching.items():
+            assert min(map(float, values)) <= most, name
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+def test_other_sizes_compile_nothing_new():
+    """No number of tokens, heads or parts is a constant of the compiled product."""
+    script = (
+        'from soft_mm.ops.gaussian_product import triton_kernels as t\n'
+        'for k in t._prepare, t._sum_values.fn, t._sum_gradients.fn:\n'
+        '    print(*(p.name for p in k.params if p.do_not_specialize or "_" in p.name))\n'
+        '    print(*(p.name for p in k.params if not p.is_constexpr))'
+    )
+    lines = without_interpreter('-c', script)
+    for free, arguments in zip(lines[::2], lines[1::2]):
+        sizes = set(arguments) & {'heads', 'M', 'N', 'splits'}
+        assert sizes and sizes <= set(free)
+        # Strides are divisible by 16 or not, as the width of the tokens is, and else not constant.
+        assert all(re.search('_(batch|head|token|split|norms)$', x) for x in set(free) - sizes)
