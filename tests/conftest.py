@@ -18,6 +18,7 @@ LONGEST = (
     'test_real_input.py',
     'test_processes.py',
     'test_tables.py',
+    'test_triton_kernels.py',
     'test_every_config.py',
     'test_runs.py',
     'test_resume.py',
