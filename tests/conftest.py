@@ -51,7 +51,7 @@ def device(request) -> str:
     from soft_mm.ops.backend import HAS_TRITON  # imports Triton, so TRITON_INTERPRET is set first
 
     if not HAS_TRITON:
-        pytest.skip('there is no Triton, or one before 3.2, whose interpreter needs a GPU')
+        pytest.skip('there is no Triton, or one before 3.4')
     return 'cpu'
 
 

@@ -11,8 +11,8 @@ import torch
 from mmengine.logging import print_log
 
 BACKENDS = ('torch', 'triton', 'extension', 'reference', 'standard')
-# Triton 3.2 ships with torch 2.6; earlier versions are not tested.
-HAS_TRITON = find_spec('triton') is not None and torch.__version__ >= (2, 6)
+# Triton 3.4 ships with torch 2.8; earlier versions are not tested.
+HAS_TRITON = find_spec('triton') is not None and torch.__version__ >= (2, 8)
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 OLDEST_GPU = 8  # major compute capability from which the Triton kernels are compiled and tested
 # torch.compiler.is_exporting exists from PyTorch 2.7 on.
@@ -47,7 +47,7 @@ def choose_backend(backend: str | None, device: torch.device, on_cpu: str = 'tor
             f'backend (or SOFT_MM_BACKEND) must be one of {list(BACKENDS)}, got {backend!r}'
         )
     if backend == 'triton' and not HAS_TRITON:
-        raise ValueError("backend 'triton' needs the package triton and torch 2.6 or later")
+        raise ValueError("backend 'triton' needs the package triton and torch 2.8 or later")
     if backend == 'triton' and device.type != 'cuda' and not INTERPRETED:
         raise ValueError(
             f"backend 'triton' needs tensors on a GPU, got {device}; with TRITON_INTERPRET=1 in "

@@ -66,7 +66,7 @@ def test_triton_needs_a_gpu(monkeypatch):
     with pytest.raises(ValueError, match="backend 'triton' needs tensors on a GPU, got cpu"):
         choose_backend('triton', CPU)
     monkeypatch.setattr(backends, 'HAS_TRITON', False)
-    with pytest.raises(ValueError, match='needs the package triton and torch 2.6'):
+    with pytest.raises(ValueError, match='needs the package triton and torch 2.8'):
         choose_backend('triton', CUDA)
 
 
@@ -89,7 +89,7 @@ def test_the_old_variable_works_with_one_warning(old, new):
 
 def test_widths_that_triton_does_not_take_are_logged_once(logged, monkeypatch):
     if not backends.HAS_TRITON:
-        pytest.skip('there is no Triton, or one before 3.2')
+        pytest.skip('there is no Triton, or one before 3.4')
     monkeypatch.setattr(backends, 'INTERPRETED', True)
     q = torch.ones(1, 5, 65)
     for _ in range(2):

@@ -210,7 +210,7 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 @pytest.mark.parametrize('backend', ['triton', 'torch'])
 @pytest.mark.parametrize('m', [49, 100, 160, 1050])
 def test_no_synchronisation(m, backend, monkeypatch):

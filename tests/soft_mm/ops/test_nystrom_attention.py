@@ -127,7 +127,7 @@ def test_autocast_changes_nothing(inputs, solver, backend, monkeypatch):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 def test_on_a_gpu_no_op_copies_half_precision_tokens():
     """Of the size of the tokens, only the output is allocated, in the layout of the queries."""
     large = []

@@ -323,7 +323,7 @@ def test_solve(device, tensor_cores):
         check_solutions(solutions(*inputs), *inputs)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 @pytest.mark.parametrize('m', [5, 130])
 def test_complement_of_the_inverse(m, device, tensor_cores):
     """One and three blocks, whose last is padded; the tolerance is that of ``check_solutions``."""
@@ -337,7 +337,7 @@ def test_complement_of_the_inverse(m, device, tensor_cores):
     assert (out - truth).norm() <= 2 * torch.finfo(p.dtype).eps * condition * truth.norm()
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 def test_product_with_other_terms(device, tensor_cores):
     """Two strips of columns, and rows that do not fill the last tile."""
     from soft_mm.ops.newton_solve.triton_kernels import product
@@ -427,7 +427,7 @@ def test_convolution_reads_any_strides(strides, device):
     )
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 def test_any_number_of_maps_fits_the_grid(monkeypatch):
     """CUDA allows 2³¹ − 1 programs in the first dimension, and 65535 in each of the others."""
     from soft_mm.ops.dynamic_conv import triton_kernels
@@ -452,7 +452,7 @@ def test_any_number_of_maps_fits_the_grid(monkeypatch):
         assert all(size <= 65535 for size in others)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 def test_the_convolution_is_compiled_once_for_every_size():
     """Forward and for both gradients, whatever Triton's launcher specialises kernels for."""
     script = """
@@ -662,7 +662,7 @@ MOST_INSTRUCTIONS = {
 STACK = 16
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 @pytest.mark.parametrize(
     'capability', [pytest.param(c, marks=() if c == 90 else pytest.mark.long) for c in SHARED]
 )
@@ -688,7 +688,7 @@ def test_every_kernel_compiles_for_a_gpu(capability):
             assert min(map(float, values)) <= most, name
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.2')
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
 def test_other_sizes_compile_nothing_new():
     """No number of tokens, heads or parts is a constant of the compiled product."""
     script = (
