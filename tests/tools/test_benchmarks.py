@@ -177,3 +177,27 @@ def test_an_op_that_differs_gets_no_time(load_module, monkeypatch):
     monkeypatch.setitem(ops.AGREE, torch.float32, -1.0)
     with pytest.raises(SystemExit, match="the output of 'reference' differs by 0.0e.00"):
         ops.measure('newton_inverse', ops.Stage.of(0, (64, 96), 1), 'cpu', torch.float32, (1, 1))
+
+
+def test_gpu_writes_results_as_they_come(run_tool, tmp_path):
+    out = tmp_path / 'gpu'
+    command = '--device', 'cpu', '--quick', '--parts', 'solver', 'acceptance', '--out', out
+    run_tool('benchmarks/gpu.py', *command)
+    found = json.loads(out.with_suffix('.json').read_text())['results']
+    assert {(r['way'], r['m'], r['mode']) for r in found['solver']} == {
+        (way, m, mode)
+        for way in ('newton_solve', 'newton_solve, torch', '20 iterations')
+        for m in (49, 81)
+        for mode in ('forward', 'training')
+    }
+    assert all(0 < r['error'] < 1e-5 and r['ms'] > 0 for r in found['solver'])
+    assert found['acceptance'][0]['passed']  # with --quick the tests are collected only
+    assert '| 20 iterations | 81 | 2 | forward |' in out.with_suffix('.md').read_text()
+
+
+def test_gpu_stops_a_part_at_its_limit(load_module, monkeypatch):
+    gpu = load_module(ROOT / 'tools/benchmarks/gpu.py')
+    monkeypatch.setitem(gpu.LIMITS, 'solver', 0.01)
+    monkeypatch.setattr('sys.argv', ['gpu.py', '--device', 'cpu'])
+    assert list(gpu.run('solver', gpu.parse_args())) == [dict(error='stopped after 0.01 s')]
+    assert sum(load_module(ROOT / 'tools/benchmarks/gpu.py').LIMITS.values()) < 25 * 60
