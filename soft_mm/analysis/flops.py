@@ -13,7 +13,7 @@ from math import prod
 import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..ops.dynamic_conv import flops as dynamic_conv
 from ..ops.extension import missing
@@ -62,11 +62,13 @@ def _flop_formula(count: Callable, *shapes, **_) -> int:
     return 2 * count(*shapes)
 
 
-for _name, _op in OPS.items():
-    register_flop_formula(getattr(torch.ops.soft_mm, _name))(partial(_flop_formula, _op.executed))
-register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)(
-    partial(_flop_formula, _attention)
-)
+_EXECUTED = {
+    **{
+        getattr(torch.ops.soft_mm, name): partial(_flop_formula, op.executed)
+        for name, op in OPS.items()
+    },
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: partial(_flop_formula, _attention),
+}
 
 
 def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
@@ -86,6 +88,6 @@ def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
 
 def count_executed(model: nn.Module, *inputs) -> int:
     """Count the multiply-adds of the matrix products and convolutions that PyTorch executes."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=_EXECUTED) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops() // 2
