@@ -72,8 +72,6 @@ class Windows:
 
     def num_tokens(self, x: Tensor) -> Tensor:
         """Number of tokens, without padding, in each window of ``x``: ``(B·windows, 1)``."""
-        if self.is_whole:
-            return x.new_full((len(x), 1), x.shape[1], dtype=torch.float32)
         real = self.real(x.device).sum(1, keepdim=True, dtype=torch.float32)
         return real.repeat(x.shape[0], 1)
 

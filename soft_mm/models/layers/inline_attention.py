@@ -1,9 +1,9 @@
 """Injective linear attention of InLine (arXiv 2412.06590)."""
 
-import torch
 from torch import Tensor, nn
 
 from ...ops import inline_self_attention
+from ...ops.precision import at_least_fp32
 from ...ops.windows import Windows
 from .grouped_linear import GroupedLinear
 from .heads import check_heads
@@ -79,9 +79,9 @@ class InLineAttention(nn.Module):
         )
         return self.proj(out)
 
+    @at_least_fp32
     def _filters(self, mean: Tensor) -> Tensor:
         """Predict filters ``(B, C, 3, 3)`` from mean tokens ``(B, C)``; B counts maps or windows."""
-        # Half precision would save nothing for so few tokens, and autocast would cast the weights.
-        with torch.autocast(mean.device.type, enabled=False):
-            heads = mean.to(self.proj.weight.dtype).unflatten(1, (self.num_heads, -1))
-            return self.filters(heads.transpose(0, 1)).transpose(0, 1).reshape(*mean.shape, 3, 3)
+        # Without autocast, which would save nothing for so few tokens but cast the weights.
+        heads = mean.to(self.proj.weight.dtype).unflatten(1, (self.num_heads, -1))
+        return self.filters(heads.transpose(0, 1)).transpose(0, 1).reshape(*mean.shape, 3, 3)

@@ -87,19 +87,22 @@ def inline_self_attention(
             return triton_kernels.fused_attention(qkv, filters, filter_bias, num_heads, windows)
         log_fallback('inline_attention', 'triton', describe(qkv))
     # Windows are split after the projection, whose bias would make k and v of padding nonzero.
-    out, v = _projected_attention(windows.split(qkv), num_heads, windows.num_tokens(x))
+    num_tokens = None if windows.is_whole else windows.num_tokens(x)[..., None, None]
+    out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens)
     return windows.join(_add_convolution(out, v, filters, filter_bias, windows.size, backend))
 
 
-def _projected_attention(qkv: Tensor, num_heads: int, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Multi-head :func:`inline_attention` of ``(B, N, 3·C)``, q, k and v of ``num_tokens (B, 1)``.
+def _projected_attention(
+    qkv: Tensor, num_heads: int, num_tokens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Multi-head :func:`inline_attention` of q, k and v, ``(B, N, 3·C)``.
 
     Returns:
         The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
     """
     q, k, v = qkv.chunk(3, -1)
     heads = (split_heads(t, num_heads) for t in (q, k, v))
-    out = inline_attention(*heads, num_tokens[..., None, None])
+    out = inline_attention(*heads, num_tokens)
     return out.to(v.dtype).transpose(1, 2).flatten(2), v
 
 
