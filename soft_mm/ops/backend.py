@@ -15,8 +15,12 @@ BACKENDS = ('torch', 'triton', 'extension', 'reference', 'standard')
 HAS_TRITON = find_spec('triton') is not None and torch.__version__ >= (2, 8)
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 OLDEST_GPU = 8  # major compute capability from which the Triton kernels are compiled and tested
-# torch.compiler.is_exporting exists from PyTorch 2.7 on.
-is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces the model, which it can from PyTorch 2.7 on."""
+    # torch.compiler.is_exporting() returns the same flag, but is also true in torch.compile.
+    return getattr(torch.compiler, '_is_exporting_flag', False)
 
 
 def choose_backend(backend: str | None, device: torch.device, on_cpu: str = 'torch') -> str:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import is_exporting
+from .precision import at_least_fp32
 from .shapes import ceil_div
 from .sizes import known, smaller
 
@@ -64,11 +65,26 @@ class Windows:
         return _Permute.apply(windows, target, source, False, self.padded)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Mean token of each window: ``(B, N, C)`` -> ``(B·number of windows, C)``.
+        """Mean token of each window, without padding: ``(B, N, C)`` -> ``(B·number of windows, C)``.
 
         If one window covers the map, extra tokens, such as a class token, take part.
         """
-        return x.mean(1) if self.is_whole else self.split(x).sum(1) / self.num_tokens(x)
+        return x.mean(1) if self.is_whole else self._means(x)
+
+    @at_least_fp32
+    def _means(self, x: Tensor) -> Tensor:
+        # By two products with small matrices, which read the tokens where they lie.
+        rows, columns = (self._averages(axis, x) for axis in (0, 1))
+        means = rows @ x.unflatten(1, self.hw).flatten(2)
+        return (columns @ means.unflatten(2, (self.hw[1], -1))).flatten(0, 2)
+
+    def _averages(self, axis: int, like: Tensor) -> Tensor:
+        """Matrix ``(windows along the axis, side)`` that averages the tokens of each window."""
+        side, size, count = self.hw[axis], self.size[axis], self._grid[axis]
+        place = torch.arange(side, device=like.device) - self.shift[axis]
+        place = torch.where(place < 0, place + count * size, place)
+        inside = (place // size == torch.arange(count, device=like.device)[:, None]).to(like)
+        return inside / inside.sum(1, keepdim=True)
 
     def num_tokens(self, x: Tensor) -> Tensor:
         """Number of tokens, without padding, in each window of ``x``: ``(B·windows, 1)``."""

@@ -4,10 +4,10 @@ from torch import Tensor
 
 from ..backend import choose_backend
 from ..precision import at_least_fp32
-from .expanded import expanded_gaussian_kernel, expansion
+from .expanded import expansion
+from .op import gaussian_kernel as _gaussian_kernel
 
 
-@at_least_fp32
 def gaussian_kernel(q: Tensor, k: Tensor, backend: str | None = None) -> Tensor:
     """``exp(-½‖q_i − k_j‖²)`` for every pair of tokens (SOFT, arXiv 2110.11945, §3.1).
 
@@ -15,8 +15,9 @@ def gaussian_kernel(q: Tensor, k: Tensor, backend: str | None = None) -> Tensor:
         q: ``(..., N, d)``, any strides.
         k: ``(..., m, d)``, same leading dimensions and device.
         backend: 'extension' runs the compiled op on CPU or GPU, which is exactly 1 for equal tokens
-            and supports head dimensions up to 128; 'standard' runs plain PyTorch operators; all
-            others run the same operators as one custom op.
+            and supports head dimensions up to 128; 'triton' computes the same in one launch;
+            'standard' runs plain PyTorch operators; all others run the same operators as one
+            custom op.
 
     Returns:
         ``(..., N, m)``, values in [0, 1], in fp32 or better. Differentiable in both arguments.
@@ -37,5 +38,5 @@ def gaussian_kernel(q: Tensor, k: Tensor, backend: str | None = None) -> Tensor:
     if backend == 'extension':
         from .extension import exact_gaussian_kernel
 
-        return exact_gaussian_kernel(q, k)
-    return expanded_gaussian_kernel(q, k)
+        return at_least_fp32(exact_gaussian_kernel)(q, k)
+    return _gaussian_kernel(q, k, backend)

@@ -1,4 +1,4 @@
-"""The Gaussian kernel from one matrix product, with its gradient in closed form."""
+"""The Gaussian kernel from one matrix product."""
 
 import torch
 from torch import Tensor
@@ -22,34 +22,8 @@ def augmented(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((q, q_norm, q_one), -1), torch.cat((k, k_one, k_norm), -1)
 
 
+@at_least_fp32
 def expansion(q: Tensor, k: Tensor) -> Tensor:
     """Gaussian kernel: q ``(..., N, d)``, k ``(..., m, d)`` -> ``(..., N, m)``."""
     q, k = augmented(*centred(q, k))
     return (q @ k.mT).clamp_(max=0).exp_()
-
-
-expanded_gaussian_kernel = torch.library.custom_op(
-    'soft_mm::gaussian_kernel', expansion, mutates_args=()
-)
-
-
-@expanded_gaussian_kernel.register_fake
-def _(q: Tensor, k: Tensor) -> Tensor:
-    return q.new_empty(*q.shape[:-1], k.shape[-2])
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output)
-
-
-@at_least_fp32
-def _backward(ctx, grad: Tensor):
-    q, k, kernel = ctx.saved_tensors
-    q, k = centred(q, k)
-    grad = grad * kernel
-    grad_q = grad @ k - grad.sum(-1).unsqueeze(-1) * q
-    grad_k = grad.mT @ q - grad.sum(-2).unsqueeze(-1) * k
-    return grad_q, grad_k
-
-
-expanded_gaussian_kernel.register_autograd(_backward, setup_context=_setup_context)

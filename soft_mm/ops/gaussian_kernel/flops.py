@@ -3,7 +3,7 @@
 from math import prod
 
 
-def formula(q: list[int], k: list[int]) -> int:
+def formula(q: list[int], k: list[int], *_) -> int:
     """The product ``q·kᵀ``; the norms are elementwise and not counted."""
     return prod(q) * k[-2]
 

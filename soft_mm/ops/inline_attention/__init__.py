@@ -7,6 +7,7 @@ from ..backend import choose_backend, describe, log_fallback, runs_triton
 from ..dynamic_conv import dynamic_conv
 from ..precision import at_least_fp32
 from ..shapes import check_shapes, split_heads
+from ..sizes import known
 from ..windows import Windows
 from .covariance import covariance_inline_attention
 from .self_attention import covariance_self_attention, is_worthwhile
@@ -73,8 +74,13 @@ def inline_self_attention(
         ``(B, T + N, C)``.
 
     Raises:
-        ValueError: if the backend does not exist or the sizes do not match.
+        ValueError: if the backend does not exist, or filter_bias is given and T is not 0.
     """
+    height, width = windows.hw
+    if filter_bias is not None and known(x.shape[1] != height * width):
+        raise ValueError(
+            f'filter_bias needs tokens of a feature map alone, {height}·{width}, got {x.shape[1]}'
+        )
     if windows.is_whole and is_worthwhile(x, num_heads, backend):
         mean = x.mean(1) if mean is None else mean
         out, v = covariance_self_attention(x, mean, weight, bias, num_heads)

@@ -46,7 +46,7 @@ def rational_newton_solve(
     p: Tensor, v: Tensor, alpha: Tensor, iterations: int, fused: bool
 ) -> Tensor:
     """p ``(..., m, m)``, v ``(..., m, e)``, alpha ``(..., 1, 1)`` -> ``(..., m, e)``."""
-    root = (alpha.double() * 2.0**iterations).sqrt().to(p.dtype)
+    root = alpha.sqrt() * 2.0 ** (iterations / 2)
     return _newton_solve(p, v, root, fused)[0]
 
 

@@ -1,12 +1,15 @@
 """Every backbone compiles and exports without a graph break, and gives the same numbers."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import soft_mm
+from soft_mm.ops.backend import HAS_TRITON
 
 STAGES = dict(channels=(16, 32, 48, 64), num_heads=(2, 4, 6, 8), depths=(1, 1, 1, 1))
 SOFT = dict(type='SOFT', arch=dict(STAGES, kernel_sizes=(9, 5, 3)))
@@ -89,6 +92,38 @@ def check(
 @pytest.mark.parametrize('name', names((*FAMILIES, 'ridge', 'few landmarks')))
 def test_compiles_without_a_graph_break(name, mode):
     check(name, mode, 'aot_eager', [(97, 70)])
+
+
+@pytest.fixture
+def overwritten_parameters():
+    """Moving a module replaces its parameters, as tensors without data need it."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
+@pytest.mark.parametrize('name', FAMILIES)
+def test_compiles_for_a_gpu_without_a_graph_break(name, overwritten_parameters):
+    """Tensors without data take the way of a GPU without one."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _) -> Callable:
+        graphs.append(graph)
+        return graph
+
+    model = build(name, 'eval')
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model.to_empty(device='cuda')
+        maps = torch.compile(model, fullgraph=True, backend=backend)(
+            torch.empty(1, 3, 97, 70, device='cuda')
+        )
+    assert {x.device.type for x in maps} == {'cuda'}
+    (graph,) = graphs
+    called = {node.target for node in graph.graph.nodes}
+    ops = torch.ops.soft_mm
+    assert (ops.newton_scale if name == 'SOFT-Norm' else ops.inline_attention).default in called
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')

@@ -25,7 +25,15 @@ FAMILIES = {
 SIZES = [(64, 64), (288, 288), (97, 205)]
 # In units of the largest value: rounding of fp32 through all layers, and of TF32 in SOFT's product.
 OUTPUT, GRADIENT = 1e-3, 1e-2
-KERNELS = 'dynamic_conv', 'gaussian_product', 'inline_attention', 'newton_inverse', 'newton_solve'
+KERNELS = (
+    'dynamic_conv',
+    'gaussian_kernel',
+    'gaussian_product',
+    'inline_attention',
+    'newton_inverse',
+    'newton_solve',
+    'nystrom_attention',
+)
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +159,15 @@ def test_another_size_compiles_nothing(name, gpu):
             maps_and_gradients(model, image(1, 3, *size).to(gpu))
         counts.append(compiled())
     assert 0 < counts[1] == counts[2]
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_compiled_for_two_sizes(name, gpu):
+    """One graph without breaks, in Inductor, for every size of the image."""
+    torch._dynamo.reset()
+    model = build(name).to(gpu)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in SIZES[1:]:
+            x = image(2, 3, *size).to(gpu)
+            assert_near(list(compiled(x)), list(model(x)), OUTPUT)

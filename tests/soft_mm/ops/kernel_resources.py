@@ -20,10 +20,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from soft_mm.ops.dynamic_conv import triton_kernels as conv
+from soft_mm.ops.gaussian_kernel import triton_kernels as gaussian
 from soft_mm.ops.gaussian_product import triton_kernels as product
 from soft_mm.ops.inline_attention import triton_kernels as attention
 from soft_mm.ops.newton_inverse import triton_kernels as inverse
 from soft_mm.ops.newton_solve import triton_kernels as solve
+from soft_mm.ops.nystrom_attention import triton_kernels as scale
 
 CUOBJDUMP = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
 
@@ -152,6 +154,20 @@ def main(capability: int) -> None:
     for dtype in ('fp32', 'bf16'):
         for rows, d in ((128, 32), (64, 32), (128, 64)):
             products(capability, rows, d, dtype)
+    for kernel, pointers, constants in (
+        (
+            gaussian._exponentiate,
+            ('q', 'k', 'out'),
+            dict(d=32, ROWS=gaussian.ROWS, COLUMNS=gaussian.COLUMNS),
+        ),
+        (
+            scale._bounds,
+            ('p', 'row_sums', 'bounds'),
+            dict(ROWS=scale.ROWS, COLUMNS=scale.COLUMNS),
+        ),
+        (scale._scale, ('row_sums', 'bounds', 'out'), dict(NUMBERS=scale.NUMBERS)),
+    ):
+        print(report(capability, kernel, dict.fromkeys(pointers, 'fp32'), constants))
     for size in (16, 32, 64):
         print(
             report(

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from soft_mm import InLinePVT
-from soft_mm.models.layers import InLineAttention, TransformerBlock
+from soft_mm.models.layers import InLineAttention, SOFTAttention, TransformerBlock
 from soft_mm.ops import set_backend
 from soft_mm.ops.backend import HAS_TRITON, INTERPRETED
 from soft_mm.ops.shapes import split_heads
@@ -50,11 +50,11 @@ class Traffic(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ('kwargs', 'forward_limit', 'backward_limit'),
-    [({}, 45, 100), (dict(window_size=56, shifted=True), 56, 100)],
+    [({}, 45, 100), (dict(window_size=56, shifted=True), 45, 100)],
 )
 def test_bytes_of_an_inline_layer(kwargs, forward_limit, backward_limit):
     """Bytes a channel of a token. By hand, fp32 tokens: mean 4, cast 6, projections 8 and 4,
-    attention 10. Windows write the shifted map once more for the mean."""
+    attention 10. Windows add what the mean of their rows takes."""
     with FakeTensorMode(), set_backend('triton'):
         layer = InLineAttention(DIMS, HEADS, **kwargs)
         x = torch.randn(1, HW[0] * HW[1], DIMS, requires_grad=True)
@@ -83,6 +83,20 @@ def test_launches_of_an_inline_block(bf16):
     # The fused op launches three kernels.
     assert traffic.launches.count('inline_attention') == 1
     assert len(traffic.launches) + 2 < 25, traffic.launches
+
+
+@pytest.mark.parametrize('num_landmarks', [49, None])
+def test_launches_of_a_soft_block(num_landmarks, bf16):
+    attention = SOFTAttention(DIMS, HEADS, 8, 9, num_landmarks=num_landmarks, sym_norm=True)
+    with FakeTensorMode(allow_non_fake_inputs=True), set_backend('triton'), torch.no_grad():
+        block = TransformerBlock(attention, DIMS)
+        x = torch.randn(1, HW[0] * HW[1], DIMS)
+        with Traffic() as traffic:
+            block(x, HW)
+    # An op counts as one: a product launches three to five kernels, the scale two, the solver for m
+    # landmarks one or 34 + m / 32.
+    assert traffic.launches.count('gaussian_product') == 2
+    assert len(traffic.launches) == 27, traffic.launches
 
 
 @pytest.fixture

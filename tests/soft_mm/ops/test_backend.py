@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from torch import Tensor
 
 from soft_mm.ops import backend as backends
 from soft_mm.ops import dynamic_conv, gaussian_kernel, gaussian_product, set_backend
@@ -121,3 +122,23 @@ def test_a_convolution_that_the_extension_cannot_do_is_logged(logged, monkeypatc
     (message,) = logged
     assert "dynamic_conv: backend 'extension' does not support this call" in message
     assert 'not on meta' in message
+
+
+def test_compilation_is_no_export():
+    def offset(x: Tensor) -> Tensor:
+        return x + (1 if choose_backend(None, x.device) == 'standard' else 0)
+
+    x = torch.zeros(2)
+    assert torch.equal(torch.compile(offset, fullgraph=True, backend='eager')(x), x)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason='torch.export is too young')
+@pytest.mark.parametrize('strict', [False, True])
+def test_export_takes_standard_operators(strict):
+    class Offset(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (1 if choose_backend(None, x.device) == 'standard' else 0)
+
+    x = torch.zeros(2)
+    program = torch.export.export(Offset(), (x,), strict=strict)
+    assert torch.equal(program.module()(x), torch.ones(2))

@@ -36,7 +36,7 @@ def test_gradcheck():
 def test_opcheck():
     q, k = pair(2, 1, 5, 3, 4, dtype=torch.float32)
     torch.library.opcheck(
-        torch.ops.soft_mm.gaussian_kernel, (q.requires_grad_(), k.requires_grad_())
+        torch.ops.soft_mm.gaussian_kernel, (q.requires_grad_(), k.requires_grad_(), 'torch')
     )
 
 

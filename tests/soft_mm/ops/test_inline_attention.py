@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from soft_mm.ops import inline_attention, set_backend
+from soft_mm.ops import inline_attention, inline_self_attention, set_backend
 from soft_mm.ops.inline_attention.reference import attention_rows
 from soft_mm.ops.inline_attention.reference import inline_attention as reference
 from soft_mm.ops.inline_attention.self_attention import covariance_self_attention, is_worthwhile
 from soft_mm.ops.shapes import split_heads
+from soft_mm.ops.windows import Windows
 
 SIZES = [(2, 3, 49, 65, 32, 32), (1, 1, 1, 1, 1, 1), (2, 1, 33, 17, 5, 7)]  # B, h, M, N, d, e
 
@@ -166,3 +167,10 @@ def test_the_covariance_is_used_for_many_tokens_on_a_cpu():
         assert not is_worthwhile(many, 2, None)
     with set_backend('reference'):
         assert not is_worthwhile(many, 2, None)
+
+
+def test_a_bias_of_the_convolution_needs_a_map_alone():
+    x, weight, bias = tokens(1, 7, 4), tokens(12, 4), tokens(12)
+    windows = Windows.fit((2, 3), None, False)
+    with pytest.raises(ValueError, match='filter_bias needs .* 2·3, got 7'):
+        inline_self_attention(x, weight, bias, tokens(1, 4, 3, 3), tokens(4), 2, windows)

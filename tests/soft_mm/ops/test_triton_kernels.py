@@ -15,6 +15,7 @@ from torch import Tensor
 from soft_mm.models.layers import InLineAttention, SOFTAttention
 from soft_mm.ops import (
     dynamic_conv,
+    gaussian_kernel,
     gaussian_product,
     inline_self_attention,
     newton_inverse,
@@ -23,9 +24,11 @@ from soft_mm.ops import (
 )
 from soft_mm.ops.backend import HAS_TRITON, set_backend
 from soft_mm.ops.dynamic_conv.reference import dynamic_conv as reference_conv
+from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel as reference_kernel
 from soft_mm.ops.gaussian_product.reference import gaussian_product as reference_product
 from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inverse
 from soft_mm.ops.newton_solve.rational import POLE
+from soft_mm.ops.nystrom_attention.scale import newton_scale
 from soft_mm.ops.windows import Windows
 
 ROOT = Path(__file__).parents[3]
@@ -205,6 +208,21 @@ def test_product_of_what_the_kernels_do_not_take(device):
         check(fused_product, reference_product, pair(*size, device=device), dtype)
 
 
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('size', [(2, 3, 65, 35, 32), (1, 1, 1, 1, 1), (1, 2, 40, 70, 17)])
+def test_kernel(size, dtype, device):
+    def fused(q: Tensor, k: Tensor) -> Tensor:
+        return gaussian_kernel(q, k, 'triton')
+
+    b, h, n, m, d = size
+    check(fused, reference_kernel, pair(b, h, n, m, d, 1, device)[:2], dtype)
+
+
+def test_kernel_of_equal_tokens_is_one(device):
+    q = tokens(1, 2, 40, 17, device=device) + 30
+    assert (gaussian_kernel(q, q, 'triton').diagonal(dim1=-2, dim2=-1) == 1).all()
+
+
 @pytest.fixture
 def tensor_cores(monkeypatch):
     """Make the interpreter, whose fp32 products are exact, round operands as a GPU does."""
@@ -253,6 +271,19 @@ def check_inverse(p: Tensor) -> None:
 def landmark_kernels(count: int, m: int, device: str) -> Tensor:
     x = 0.7 * tokens(count, m, 8, device=device)
     return torch.exp(-0.5 * torch.cdist(x.double(), x.double()) ** 2).float()
+
+
+@pytest.mark.parametrize('alpha_scope', ['matrix', 'batch'])
+@pytest.mark.parametrize('m', [1, 33, 130])
+def test_scale(m, alpha_scope, device):
+    """Of distinct and of coinciding landmarks, which take one halving and eight, and of others."""
+    p = landmark_kernels(2, m, device)[:, None]
+    p = torch.cat((p, torch.eye(m, device=device).expand(2, 1, m, m), torch.ones_like(p)), 1)
+    sums = p.sum(-1, keepdim=True)
+    got, expected = (newton_scale(p, sums, alpha_scope, backend) for backend in ('triton', 'torch'))
+    assert got.shape == expected.shape
+    # Both halve as often; a GPU's division errs by two units in the last place.
+    torch.testing.assert_close(got, expected, rtol=4 * torch.finfo(torch.float).eps, atol=0)
 
 
 @pytest.mark.parametrize('m', [1, 7, 16, 33, 49, 64, 65])
@@ -603,6 +634,7 @@ def test_opcheck(device):
     import soft_mm.ops.inline_attention.triton_kernels  # noqa: F401
 
     q, k, v = (x.requires_grad_() for x in pair(1, 2, 5, 3, 4, 2, device))
+    torch.library.opcheck(torch.ops.soft_mm.gaussian_kernel, (q, k, 'triton'))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (q, k, v, 'triton'))
     v, filters, bias = (x.requires_grad_() for x in convolutions(2, 3, 4, 5, device))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, bias, 3, 4))
@@ -679,7 +711,7 @@ def test_every_kernel_compiles_for_a_gpu(capability):
             configs[name].append(instructions)
         else:
             configs[name] += []
-    assert len(configs) == 44
+    assert len(configs) == 47
     assert all(configs.values()), configs
     for pattern, most in MOST_INSTRUCTIONS.items():
         matching = {name: values for name, values in configs.items() if re.match(pattern, name)}
