@@ -193,8 +193,8 @@ at::Tensor correlate_tokens(const at::Tensor& grad, const at::Tensor& v, int64_t
 }  // namespace soft_mm
 
 TORCH_LIBRARY_FRAGMENT(soft_mm, m) {
-  m.def("convolve_tokens(Tensor v, Tensor filters, Tensor? bias, int height, int width) -> Tensor");
-  m.def("correlate_tokens(Tensor grad, Tensor v, int height, int width) -> Tensor");
+  m.def("convolve_tokens(Tensor v, Tensor filters, Tensor? bias, SymInt height, SymInt width) -> Tensor");
+  m.def("correlate_tokens(Tensor grad, Tensor v, SymInt height, SymInt width) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(soft_mm, CPU, m) {
