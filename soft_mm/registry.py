@@ -19,6 +19,7 @@ def _child(parent: Registry, location: str) -> Registry:
 MODELS = _child(root.MODELS, 'soft_mm.models')
 DATASETS = _child(root.DATASETS, 'soft_mm.datasets')
 HOOKS = _child(root.HOOKS, 'soft_mm.engine.hooks')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'soft_mm.engine.optimizers')
 RUNNERS = _child(root.RUNNERS, 'soft_mm.engine.runner')
 STRATEGIES = _child(root.STRATEGIES, 'soft_mm.engine.strategies')
 
