@@ -39,7 +39,7 @@ def create_environment(folder: Path) -> Path:
 
 @pytest.fixture(scope='module')
 def without_torch(tmp_path_factory) -> dict[str, str]:
-    """Variables with which setup.py does not find torch, and so compiles nothing for a minute."""
+    """Variables with which setup.py finds no torch, and so saves the minute of compiling."""
     folder = tmp_path_factory.mktemp('stub')
     (folder / 'torch.py').write_text('raise ImportError(0)')
     return dict(PYTHONPATH=str(folder))
