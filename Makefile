@@ -2,6 +2,8 @@
 # make test    lint and the test suite: 15 to 22 minutes on two cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
+# make wheel   build the sdist, and from it the wheel, in dist/
+# make test-wheel   test both: the wheel in an environment without the checkout, mim's commands too
 # make setup   create the environment that they need, in .venv
 #
 # PYTHON is the interpreter, one of PYTHONS. WHEELHOUSE is a folder with a wheel of mmcv. Without one,
@@ -31,7 +33,7 @@ PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell echo $$(($$(n
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
-.PHONY: demo test test-all test-fast test-core test-openmmlab lint setup pins clean
+.PHONY: demo test test-all test-fast test-core test-openmmlab wheel test-wheel lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -79,6 +81,16 @@ test-openmmlab:
 	$(STEP) 'run the tests of the commands' 'The failures stand above.' \
 	    env PYTHONPATH=$(CURDIR) $(OPENMMLAB)/bin/python -m pytest -p no:cacheprovider tests/tools/test_runs.py
 
+wheel: setup
+	@rm -rf dist
+	$(STEP) 'build the sdist' 'MANIFEST.in names its files.' $(BIN)/python setup.py --quiet sdist
+	$(STEP) 'build the wheel from it' 'It needs the Python headers to compile (Debian: apt-get install python3-dev).' \
+	    sh -c '$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz'
+
+test-wheel: wheel
+	$(STEP) 'test the sdist and the wheel' 'The failures stand above.' \
+	    env SOFT_MM_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" $(PYTEST) -m '' tests/test_wheel.py
+
 lint: setup
 	$(STEP) 'lint' 'Run .venv/bin/ruff check --fix.' $(BIN)/ruff check .
 	$(STEP) 'check the format' 'Run .venv/bin/ruff format.' $(BIN)/ruff format --check .
@@ -125,4 +137,4 @@ pins:
 	@sed -E -i "s/( ;| and)( python_full_version < '3.14' and)? platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements.txt
 
 clean:
-	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) work_dirs data/shapes build soft_mm/_C*.so *.egg-info
+	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) work_dirs data/shapes build dist soft_mm/.mim soft_mm/_C*.so *.egg-info

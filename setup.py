@@ -1,4 +1,4 @@
-"""Build of the compiled extension. The metadata of the package is in pyproject.toml."""
+"""Build of the compiled extension and of soft_mm/.mim. The metadata is in pyproject.toml."""
 
 import os
 import shutil
@@ -6,8 +6,30 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
+
+
+class BuildWithMim(build_py):
+    """Also place configs, tools and model index in soft_mm/.mim, where mim and MMEngine find them.
+
+    A wheel has copies. An editable installation has links, so that it follows the checkout.
+    """
+
+    def run(self) -> None:
+        super().run()
+        mim = (root if self.editable_mode else Path(self.build_lib)) / 'soft_mm/.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for name in ('configs', 'tools', 'model-index.yml'):
+            if self.editable_mode:
+                (mim / name).symlink_to(Path('../..', name))
+            elif (root / name).is_dir():
+                ignore = shutil.ignore_patterns('__pycache__')
+                shutil.copytree(root / name, mim / name, ignore=ignore)
+            else:
+                shutil.copy(root / name, mim)
 
 
 def sources(pattern: str) -> list[str]:
@@ -60,4 +82,6 @@ def without_extension(reason: str) -> dict:
     return {}
 
 
-setup(**extension())
+arguments = extension()
+arguments['cmdclass'] = dict(arguments.get('cmdclass', {}), build_py=BuildWithMim)
+setup(**arguments)

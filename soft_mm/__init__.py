@@ -11,8 +11,26 @@ _missing = [hint for module, hint in _INSTALL.items() if find_spec(module) is No
 if _missing:
     raise ImportError(f'soft_mm needs {" and ".join(_missing)}: install with pip')
 
-from .models import SOFT, InLineCSwin, InLineDeiT, InLinePVT, InLineSwin  # noqa: E402
+from .models import (  # noqa: E402
+    SOFT,
+    InLineCSwin,
+    InLineDeiT,
+    InLinePVT,
+    InLineSwin,
+    build_backbone,
+    list_backbones,
+)
 from .registry import MODELS  # noqa: E402
 
 __version__ = '0.1.0'
-__all__ = ['MODELS', 'SOFT', 'InLineCSwin', 'InLineDeiT', 'InLinePVT', 'InLineSwin', '__version__']
+__all__ = [
+    'MODELS',
+    'SOFT',
+    'InLineCSwin',
+    'InLineDeiT',
+    'InLinePVT',
+    'InLineSwin',
+    '__version__',
+    'build_backbone',
+    'list_backbones',
+]

@@ -27,6 +27,7 @@ LONGEST = (
     'test_simd.py',
     'test_benchmarks.py',
     'test_progress.py',
+    'test_wheel.py',
 )
 
 if not torch.cuda.is_available():

@@ -5,6 +5,10 @@ default_hooks = dict(
     checkpoint=dict(
         type='soft_mm.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
     ),
-    visualization=dict(type='VisualizationHook', enable=False),
+    visualization=dict(type='VisualizationHook', _scope_='mmpretrain', enable=False),
 )
-visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(
+    type='UniversalVisualizer',
+    _scope_='mmpretrain',
+    vis_backends=[dict(type='LocalVisBackend')],
+)

@@ -9,9 +9,12 @@ default_hooks = dict(
         max_keep_ckpts=3,
         save_best='mIoU',
     ),
-    visualization=dict(type='SegVisualizationHook'),
+    visualization=dict(type='SegVisualizationHook', _scope_='mmseg'),
 )
 visualizer = dict(
-    type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')]
+    type='SegLocalVisualizer',
+    _scope_='mmseg',
+    name='visualizer',
+    vis_backends=[dict(type='LocalVisBackend')],
 )
 log_processor = dict(by_epoch=False)

@@ -1,4 +1,5 @@
 from .hooks import BadNumbersHook, CheckModelHook, CheckpointHook, SeedHook
+from .optimizers import LayerDecayConstructor
 from .process_group import process_group
 from .runner import Runner, build_runner
 
@@ -6,6 +7,7 @@ __all__ = [
     'BadNumbersHook',
     'CheckModelHook',
     'CheckpointHook',
+    'LayerDecayConstructor',
     'Runner',
     'SeedHook',
     'build_runner',

@@ -1,35 +1,11 @@
 """Runner that loads only checkpoints that match the model exactly."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
 from mmengine.runner import Runner as _Runner
 
+from ..fileio.checkpoints import checkpoint_of_this_model
 from ..registry import RUNNERS
-
-
-@contextmanager
-def checkpoint_of_this_model(filename: str) -> Iterator[None]:
-    """Turn the RuntimeError of a strict load in the context into an error that names the file.
-
-    Raises:
-        ValueError: names the file and the parameters that are missing, unexpected or misshapen.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # One line for missing keys, one for unexpected keys and one per wrong shape.
-        lines = [
-            line if len(line) <= 500 else f'{line[:500]}…'
-            for line in str(error).splitlines()
-            if line
-        ]
-        more = [f'and {len(lines) - 20} more'] if len(lines) > 20 else []
-        raise ValueError(
-            '\n  '.join([f'{filename} is not a checkpoint of this model:', *lines[:20], *more])
-        ) from None
 
 
 def check_resumable(checkpoint: dict, filename: str) -> None:

@@ -3,8 +3,8 @@
 import os
 import re
 import zipfile
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from torch import Tensor
 
 
 def _statistic(owner: object, name: str) -> object:
@@ -70,9 +71,54 @@ def load_checkpoint(
         if unsafe:
             raise ValueError(
                 f'contains {unsafe[1]}, which could run code when loaded; '
-                'pass --trust-pickle if you trust the file'
+                'pass --trust-pickle, in Python trust_pickle=True, if you trust the file'
             ) from None
         raise ValueError('is not a checkpoint that torch.load can read, or is truncated') from None
+
+
+def find_state_dict(
+    checkpoint: object, containers: tuple[str, ...] = ('state_dict',)
+) -> dict[str, Tensor]:
+    """Find the state dict under one of the keys of a checkpoint, which may also be a bare one.
+
+    Returns:
+        The tensors by their names, without the 'module.' of a distributed model.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'holds a {type(checkpoint).__name__}, not a dict')
+    key = next((key for key in containers if key in checkpoint), None)
+    state = checkpoint if key is None else checkpoint[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f'has no state dict under {" or ".join(containers)}, got keys {list(checkpoint)[:10]}'
+        )
+    prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+@contextmanager
+def checkpoint_of_this_model(filename: str) -> Iterator[None]:
+    """Turn the RuntimeError of a strict load in the context into an error that names the file.
+
+    Raises:
+        ValueError: names the file and the parameters that are missing, unexpected or misshapen.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # One line for missing keys, one for unexpected keys and one per wrong shape.
+        lines = [
+            line if len(line) <= 500 else f'{line[:500]}…'
+            for line in str(error).splitlines()
+            if line
+        ]
+        more = [f'and {len(lines) - 20} more'] if len(lines) > 20 else []
+        raise ValueError(
+            '\n  '.join([f'{filename} is not a checkpoint of this model:', *lines[:20], *more])
+        ) from None
 
 
 def set_checkpoint_reader(trust_pickle: bool) -> None:

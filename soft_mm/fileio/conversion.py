@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..utils import add_quiet, progress
 from .atomic import ATOMIC
-from .checkpoints import load_checkpoint
+from .checkpoints import find_state_dict, load_checkpoint
 
 State = dict[str, Tensor]
 # The authors' checkpoints also contain their command line or their settings, a dict subclass from
@@ -62,7 +62,7 @@ def run(
             )
             bar.update(task, advance=1, description='convert')
             state_dict, meta = convert(
-                _state_dict(checkpoint, (ema_container,) if args.ema else containers)
+                find_state_dict(checkpoint, (ema_container,) if args.ema else containers)
             )
             bar.update(task, advance=1, description='write')
             save_checkpoint(
@@ -130,16 +130,3 @@ def join_qkv(state: State) -> State:
         elif not re.fullmatch(r'.*\.attn\.kv\.(weight|bias)', name):
             joined[name] = tensor
     return joined
-
-
-def _state_dict(checkpoint: object, containers: tuple[str, ...]) -> State:
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f'holds a {type(checkpoint).__name__}, not a dict')
-    key = next((key for key in containers if key in checkpoint), None)
-    state = checkpoint if key is None else checkpoint[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            f'has no state dict under {" or ".join(containers)}, got keys {list(checkpoint)[:10]}'
-        )
-    prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}

@@ -29,12 +29,11 @@ METRICS = {
 def files() -> Iterator[tuple[Path, str]]:
     """The path of each metafile and the text it should contain."""
     papers = load(ROOT / 'configs/papers.yml')
-    for folder, dataset in DATASETS.items():
+    for folder in DATASETS:
         used = {row['paper'] for row in papers[folder]}
         collections = [
             {
                 'Name': name,
-                'Metadata': {'Training Data': dataset},
                 'Paper': {'Title': paper['title'], 'URL': paper['url']},
                 'README': f'configs/{folder}/README.md',
             }
@@ -51,7 +50,7 @@ def files() -> Iterator[tuple[Path, str]]:
 def _model(folder: str, row: dict) -> dict:
     config = f'configs/{folder}/{row["config"]}.py'
     measured = measure(ROOT / config)
-    metadata = {'Parameters': round(measured['params'] * 1e6)}
+    metadata = {'Training Data': DATASETS[folder], 'Parameters': round(measured['params'] * 1e6)}
     if 'flops' in measured:
         metadata['FLOPs'] = round(measured['flops'] * 1e9)
     model = {

@@ -22,9 +22,10 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    batch_sampler=dict(type='AspectRatioBatchSampler', _scope_='mmdet'),
     dataset=dict(
         type='soft_mm.CocoDataset',
+        _scope_='mmdet',
         data_root=data_root,
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
@@ -40,6 +41,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='soft_mm.CocoDataset',
+        _scope_='mmdet',
         data_root=data_root,
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),
@@ -50,6 +52,9 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric='bbox'
+    type='CocoMetric',
+    _scope_='mmdet',
+    ann_file=data_root + 'annotations/instances_val2017.json',
+    metric='bbox',
 )
 test_evaluator = val_evaluator

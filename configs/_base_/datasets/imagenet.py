@@ -43,7 +43,11 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='soft_mm.ImageNet', data_root=data_root, split='train', pipeline=train_pipeline
+        type='soft_mm.ImageNet',
+        _scope_='mmpretrain',
+        data_root=data_root,
+        split='train',
+        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
@@ -53,9 +57,15 @@ val_dataloader = dict(
     pin_memory=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='soft_mm.ImageNet', data_root=data_root, split='val', pipeline=test_pipeline),
+    dataset=dict(
+        type='soft_mm.ImageNet',
+        _scope_='mmpretrain',
+        data_root=data_root,
+        split='val',
+        pipeline=test_pipeline,
+    ),
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
+val_evaluator = dict(type='Accuracy', _scope_='mmpretrain', topk=(1, 5))
 test_evaluator = val_evaluator

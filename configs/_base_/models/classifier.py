@@ -1,6 +1,7 @@
 # Classifier without a backbone. The head expects features with 512 channels.
 model = dict(
     type='ImageClassifier',
+    _scope_='mmpretrain',
     data_preprocessor=dict(
         num_classes=1000, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
     ),

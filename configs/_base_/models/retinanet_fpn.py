@@ -1,6 +1,7 @@
 # RetinaNet without a backbone. The neck expects feature maps with 64, 128, 320 and 512 channels.
 model = dict(
     type='RetinaNet',
+    _scope_='mmdet',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[123.675, 116.28, 103.53],

@@ -21,9 +21,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ...fileio.atomic import ATOMIC
+from ...fileio.checkpoints import checkpoint_of_this_model
 from ...models.backbones.base import Stage
 from ...registry import STRATEGIES
-from ..runner import check_resumable, checkpoint_of_this_model
+from ..runner import check_resumable
 
 
 @STRATEGIES.register_module()

@@ -1,5 +1,6 @@
 """Base class of all backbones: stages, shared arguments, outputs and freezing."""
 
+import re
 from collections.abc import Sequence
 from inspect import Parameter, signature
 from numbers import Real
@@ -195,6 +196,28 @@ class Backbone(BaseModule):
                 # mmcv's RoIAlign silently misreads feature maps that are not contiguous.
                 outs.append(stage.norm(x).contiguous())
         return tuple(outs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, and the number of depths, for learning rates that decay by layer.
+
+        The stem has depth 0 and each block one more than the last. A stage's patch embedding, position
+        embedding and class token have the depth of its first block. What follows the blocks, such as
+        the norms of the outputs, has the last depth, and so does the rest of the model, without the
+        ``prefix``.
+
+        Args:
+            param_name (str): name of the parameter in the model.
+            prefix (str): what the names of the backbone's parameters begin with in the model.
+        """
+        depths = self.arch['depths']
+        number = sum(depths) + 2
+        match = re.match(rf'{re.escape(prefix)}stages\.(\d+)\.(\w+)(?:\.(\d+))?', param_name)
+        if match is None or match[2] == 'norm':
+            return number - 1, number
+        stage = int(match[1])
+        if match[2] == 'blocks':
+            return sum(depths[:stage]) + int(match[3]) + 1, number
+        return sum(depths[:stage]) + 1 if stage else 0, number
 
     def train(self, mode: bool = True) -> 'Backbone':
         """Set the training mode, keeping frozen modules in eval mode."""

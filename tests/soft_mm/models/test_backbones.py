@@ -119,6 +119,36 @@ def test_pyramid():
     assert not [name for name, p in some.named_parameters() if p.grad is None]
 
 
+def test_layer_depths(family):
+    """They increase from the stem over the blocks to what follows them, and no parameter is without."""
+    model = build(family)
+    blocks = [
+        f'stages.{i}.blocks.{j}.'
+        for i, stage in enumerate(model.stages)
+        for j in range(len(stage.blocks))
+    ]
+    assert len(blocks) == 6
+    depth_of_block = {name: depth for depth, name in enumerate(blocks, start=1)}
+    for name, _ in model.named_parameters():
+        stage, part, rest = re.fullmatch(r'stages\.(\d)\.(\w+)\.?(.*)', name).groups()
+        if part == 'blocks':
+            depth = depth_of_block[f'stages.{stage}.blocks.{rest.split(".")[0]}.']
+        elif part == 'norm':
+            depth = 7
+        else:
+            assert part in ('patch_embed', 'pos_embed', 'cls_token', 'cls_pos_embed')
+            depth = 0 if stage == '0' else depth_of_block[f'stages.{stage}.blocks.0.']
+        assert model.get_layer_depth(name) == (depth, 8), name
+        assert model.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 8)
+    assert model.get_layer_depth('neck.stages.0.weight', 'backbone.') == (7, 8)
+
+
+def test_the_pyramid_has_the_last_depth():
+    model = build('InLineDeiT', pyramid=True)
+    for name, _ in model.pyramid.named_parameters(prefix='pyramid'):
+        assert model.get_layer_depth(name) == (7, 8)
+
+
 @pytest.mark.parametrize('frozen', ['nothing', 'patch_embed', 'first stage', 'all'])
 def test_frozen_stages(family, frozen):
     number = len(strides(family))

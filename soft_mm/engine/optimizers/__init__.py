@@ -1,0 +1,3 @@
+from .layer_decay import LayerDecayConstructor
+
+__all__ = ['LayerDecayConstructor']
