@@ -124,7 +124,7 @@ class Predictor:
         if meta is None:
             meta = DATASETS.build({**self.cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
         if self.scope == 'mmpretrain':
-            inferencer.visualizer = VISUALIZERS.build(dict(type='UniversalVisualizer'))
+            inferencer.visualizer = VISUALIZERS.get('mmpretrain.UniversalVisualizer')()
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta = {
             key: meta.get(key) for key in ('classes', 'palette')
         }
