@@ -44,7 +44,7 @@ demo: setup
 	        --work-dir $(DEMO_OUT) --show-dir $(DEMO_OUT)/pictures --out $(DEMO_OUT)/metrics.json'
 	$(STEP) 'predict on images that the training has not seen' 'The checkpoint is in $(DEMO_OUT).' \
 	    sh -c '$(BIN)/python tools/predict.py $(DEMO) $$(cat $(DEMO_OUT)/last_checkpoint) \
-	        data/shapes/val/00000?.png --out $(DEMO_OUT)/predictions'
+	        data/shapes/val/00000?.png --score-thr 0.5 --out $(DEMO_OUT)/predictions'
 
 test: lint
 	$(STEP) 'run the tests' 'The failures stand above.' $(PYTEST)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.fileio import dump
+from mmengine.logging import MMLogger
 from rich.progress import Progress
 
 from soft_mm.engine.predictor import Predictor
@@ -189,6 +191,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
+    # The toolboxes report their workarounds, and every box that reaches over the border.
+    MMLogger.get_current_instance().setLevel('ERROR')
+    warnings.filterwarnings('ignore', module='mmengine.visualization')
     try:
         run(args)
     except (ValueError, OSError) as error:
