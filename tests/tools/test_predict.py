@@ -163,6 +163,34 @@ def test_score_thr_leaves_the_picture_and_its_colours(photos, predict, tmp_path)
     assert len(contents(tmp_path)['china.json']['scores']) > 1
 
 
+def test_segments_have_the_colours_of_their_classes(photos, predict, tmp_path):
+    from mmseg.datasets import ADE20KDataset
+
+    predict('segmenter', photos / 'china.png', '--out', tmp_path)
+    photo, drawn = (
+        cv2.imread(str(f))[..., ::-1].astype(float)
+        for f in (photos / 'china.png', tmp_path / 'vis/china.png')
+    )
+    (prediction,) = contents(tmp_path).values()
+    for label, mask in zip(prediction['labels'], decode(prediction['masks'])):
+        colour = np.array(ADE20KDataset.METAINFO['palette'][label])
+        if mask.sum() > 2000:  # a class name covers little of it
+            assert np.median(abs(drawn[mask] - (photo[mask] + colour) / 2)) < 2
+
+
+def test_images_of_other_sizes_make_another_batch(photos, predict, tmp_path):
+    photo = cv2.imread(str(photos / 'china.png'))
+    (tmp_path / 'in').mkdir()
+    for name, image in (('a', photo), ('b', photo.transpose(1, 0, 2)), ('c', photo[:, ::-1])):
+        assert cv2.imwrite(str(tmp_path / f'in/{name}.png'), image)
+    for batch_size in 1, 3:
+        out = tmp_path / str(batch_size)
+        predict('segmenter', tmp_path / 'in', '--out', out, '--batch-size', batch_size)
+    for one, three in zip(contents(tmp_path / '1').values(), contents(tmp_path / '3').values()):
+        assert one['labels'] == three['labels']
+        assert (decode(one['masks']) != decode(three['masks'])).mean() < 1e-3
+
+
 def test_names_do_not_collide(photos, predict, tmp_path):
     for name in 'a/x.png', 'a/x.jpg', 'b/c/x.png', 'b/[1].PNG':
         file = tmp_path / 'in' / name
