@@ -99,6 +99,12 @@ def directly(task: str, checkpoint: Path, image: Path):
     return sample
 
 
+def are_alike(*images: np.ndarray) -> bool:
+    """Whether images are the same up to what Matplotlib's resampling and MPEG-4 lose."""
+    one, other = (cv2.blur(image, (9, 9)).astype(int) for image in images)
+    return abs(one - other).mean() < 8  # with red and blue exchanged it is 16
+
+
 def decode(masks: list[dict]) -> np.ndarray:
     """Run-length encoded masks as (number, H, W) bool."""
     from pycocotools import mask as coco_mask
@@ -159,7 +165,7 @@ def test_a_folder_in_one_batch(task, photos, checkpoint, predict, tmp_path):
 def test_score_thr_leaves_the_picture_and_its_colours(photos, predict, tmp_path):
     predict('detector', photos / 'china.png', '--out', tmp_path, '--score-thr', 1)
     photo, drawn = (cv2.imread(str(f)) for f in (photos / 'china.png', tmp_path / 'vis/china.png'))
-    assert np.array_equal(drawn, photo)
+    assert are_alike(drawn, photo)
     assert len(contents(tmp_path)['china.json']['scores']) > 1
 
 
@@ -251,7 +257,7 @@ def test_a_video(clip, predict, tmp_path):
     written = tmp_path / 'out/vis/clip.mp4'
     assert cv2.VideoCapture(str(written)).get(cv2.CAP_PROP_FPS) == 12.5
     for before, after in zip(read, frames(written), strict=True):
-        assert np.abs(before.astype(int) - after).mean() < 10  # nothing is drawn; MPEG-4 is lossy
+        assert are_alike(before, after)  # nothing is drawn
 
 
 def test_a_webcam_records_until_ctrl_c(clip, checkpoint, fork_tool, tmp_path):
