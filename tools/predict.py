@@ -24,14 +24,15 @@ from soft_mm.utils import add_quiet, progress
 
 OUTPUTS = """
 FOLDER gets the drawing in vis/NAME and the prediction in preds/NAME.json, as from mmdet's
-DetInferencer. NAME is the path of the input below the folder that all inputs share. The JSON of an
-image, or of each frame of a video, has labels and names of the classes, and
+DetInferencer. NAME is the path of the input below the folder that all inputs share. The JSON has, for
+an image or for each frame of a video, labels and names of the classes, and
 
   classification         scores of the five best classes
   detection              scores, bboxes (x1, y1, x2, y2) and, if the model has them, masks
   semantic segmentation  areas in pixels, and masks
 
-whatever --score-thr is. Masks are run-length encoded, for pycocotools.mask.decode.
+It holds predictions of all scores: --score-thr is only for the drawing. Masks are run-length encoded,
+for pycocotools.mask.decode.
 """
 
 
