@@ -1,4 +1,4 @@
-# make demo    train, evaluate and draw a SOFT-Norm detector on generated shapes
+# make demo    train and evaluate a SOFT-Norm detector on generated shapes, and predict with it
 # make test    lint and the test suite: 15 to 22 minutes on two cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
@@ -44,6 +44,9 @@ demo: setup
 	$(STEP) 'evaluate and draw' 'The log is in $(DEMO_OUT).' \
 	    sh -c '$(BIN)/python tools/test.py $(DEMO) $$(cat $(DEMO_OUT)/last_checkpoint) \
 	        --work-dir $(DEMO_OUT) --show-dir $(DEMO_OUT)/pictures --out $(DEMO_OUT)/metrics.json'
+	$(STEP) 'predict on images that the training has not seen' 'The checkpoint is in $(DEMO_OUT).' \
+	    sh -c '$(BIN)/python tools/predict.py $(DEMO) $$(cat $(DEMO_OUT)/last_checkpoint) \
+	        data/shapes/val/00000?.png --score-thr 0.5 --out $(DEMO_OUT)/predictions'
 
 test: lint
 	$(STEP) 'run the tests' 'The failures stand above.' $(PYTEST)
