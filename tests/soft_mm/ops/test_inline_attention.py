@@ -166,3 +166,11 @@ def test_the_covariance_is_used_for_many_tokens_on_a_cpu():
         assert not is_worthwhile(many, 2, None)
     with set_backend('reference'):
         assert not is_worthwhile(many, 2, None)
+
+
+def test_rows_within_windows_are_those_of_the_window():
+    q, k, _ = qkv(2, 3, 5, 7, 4, 4)
+    attended = torch.tensor([True, False, True, True, False, False, True])
+    rows = attention_rows(q, k, attended.expand(5, 7))
+    assert not rows[..., ~attended].any()
+    torch.testing.assert_close(rows[..., attended], attention_rows(q, k[:, :, attended]))
