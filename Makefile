@@ -4,6 +4,7 @@
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make wheel   build the sdist, and from it the wheel, in dist/
 # make test-wheel   test both: the wheel in an environment without the checkout, mim's commands too
+# make docs    build the site of docs/ in build/site; broken links are errors
 # make setup   create the environment that they need, in .venv
 #
 # PYTHON is the interpreter, one of PYTHONS. WHEELHOUSE is a folder with a wheel of mmcv. Without one,
@@ -20,6 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(if 
 CORE := .venv-core
 OPENMMLAB := .venv-openmmlab
 PINS := .venv-pins
+DOCS := .venv-docs
 MMCV := env WHEELHOUSE='$(WHEELHOUSE)' WHEELS='$(WHEELS)' tools/install_mmcv.sh
 TORCH ?= torch
 MMENGINE ?= onedl-mmengine
@@ -33,7 +35,7 @@ PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell echo $$(($$(n
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 
-.PHONY: demo test test-all test-fast test-core test-openmmlab wheel test-wheel lint setup pins clean
+.PHONY: demo test test-all test-fast test-core test-openmmlab wheel test-wheel docs lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -94,6 +96,12 @@ test-wheel: wheel
 	$(STEP) 'test the sdist and the wheel' 'The failures stand above.' \
 	    env SOFT_MM_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" $(PYTEST) -m '' tests/test_wheel.py
 
+docs:
+	$(STEP) 'make $(DOCS)' 'Remove $(DOCS) and run make again.' $(PYTHON) -m venv $(DOCS)
+	$(STEP) 'install docs/requirements.txt' 'Check the network.' \
+	    $(DOCS)/bin/python -m pip install --quiet -r docs/requirements.txt
+	$(STEP) 'build the site' 'The warnings stand above.' $(DOCS)/bin/mkdocs build --strict --quiet
+
 lint: setup
 	$(STEP) 'lint' 'Run .venv/bin/ruff check --fix.' $(BIN)/ruff check .
 	$(STEP) 'check the format' 'Run .venv/bin/ruff format.' $(BIN)/ruff format --check .
@@ -140,4 +148,4 @@ pins:
 	@sed -E -i "s/( ;| and)( python_full_version < '3.14' and)? platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements.txt
 
 clean:
-	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) work_dirs data/shapes build dist soft_mm/.mim soft_mm/_C*.so *.egg-info
+	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) $(DOCS) work_dirs data/shapes build dist soft_mm/.mim soft_mm/_C*.so *.egg-info

@@ -106,6 +106,12 @@ class Windows:
             sides.append((position >= shift).long())
         return self._cut(2 * sides[0][:, None] + sides[1])
 
+    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each token of the map ``(H·W,)`` its window, and its place in the window."""
+        target = self._indices(device)[1]
+        number = self.size[0] * self.size[1]
+        return target // number, target % number
+
     def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """For each place in the windows the token of the map, −1 for padding; and the reverse."""
         (height, width), (rows, columns) = self.hw, self._grid

@@ -2,7 +2,7 @@
 
 tables.py                       print the tables
 tables.py --results A.json ...  include accuracies written by tools/test.py --out
-tables.py --write               update the tables in README.md, configs/*/README.md and
+tables.py --write               update the tables in configs/*/README.md and
                                 tools/model_converters/README.md
 tables.py --check               fail if a model deviates from its paper or a page is out of date
 """
@@ -121,7 +121,6 @@ def differences() -> Iterator[str]:
 def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
     """The path of each page with tables and the text it should contain."""
     for path, links_to in {
-        ROOT / 'README.md': 'configs/{}/',
         ROOT / 'tools/model_converters/README.md': '../../configs/imagenet/',
         **{ROOT / f'configs/{folder}/README.md': '' for folder in FOLDERS},
     }.items():
@@ -130,7 +129,7 @@ def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
             lines = (
                 conversions(results, links_to)
                 if match[2] == 'conversions'
-                else table(match[2], results, links_to.format(match[2]))
+                else table(match[2], results, links_to)
             )
             return '\n'.join([match[1], '', *lines, '', match[3]])
 

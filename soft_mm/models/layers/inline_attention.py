@@ -1,9 +1,12 @@
 """Injective linear attention of InLine (arXiv 2412.06590)."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import inline_self_attention
+from ...ops.inline_attention.reference import attention_rows
 from ...ops.precision import at_least_fp32
+from ...ops.shapes import split_heads
 from ...ops.windows import Windows
 from .grouped_linear import GroupedLinear
 from .heads import check_heads
@@ -64,24 +67,58 @@ class InLineAttention(nn.Module):
         """
         windows = Windows.fit(hw, self.window_size, self.shifted)
         mean = windows.mean(x if described is None else described)
-        filters, bias = self._filters(mean), None
-        if self.lepe is not None:  # both convolve v, so adding the filters merges them
-            filters, bias = filters + self.lepe.weight.squeeze(1), self.lepe.bias
         out = inline_self_attention(
             x,
             self.qkv.weight,
             self.qkv.bias,
-            filters,
-            bias,
+            self._filters(mean),
+            None if self.lepe is None else self.lepe.bias,
             self.num_heads,
             windows,
             mean if described is None else None,
         )
         return self.proj(out)
 
+    def rows(
+        self, x: Tensor, hw: tuple[int, int], queries: Tensor, described: Tensor | None = None
+    ) -> Tensor:
+        """Attention weights ``(B, h, M, T + N)`` of the tokens ``queries``, indices ``(M,)``.
+
+        The other arguments are those of :meth:`forward`; ``described`` is unused.
+        """
+        q, k, _ = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, -1))
+        window = self._window_of_tokens(x, hw)
+        return attention_rows(q[:, :, queries], k, window[queries, None] == window)
+
+    def filters_of(
+        self, x: Tensor, hw: tuple[int, int], queries: Tensor, described: Tensor | None = None
+    ) -> Tensor:
+        """Filters of the convolution at the tokens ``queries``, indices ``(M,)``.
+
+        The other arguments are those of :meth:`forward`.
+
+        Returns:
+            ``(B, M, h, C / h, 3, 3)``; zero for extra tokens, which are not convolved.
+        """
+        windows = Windows.fit(hw, self.window_size, self.shifted)
+        filters = self._filters(windows.mean(x if described is None else described))
+        filters = filters.unflatten(1, (self.num_heads, -1)).unflatten(0, (len(x), -1))
+        is_extra = queries < x.shape[1] - hw[0] * hw[1]
+        filters = filters[:, self._window_of_tokens(x, hw)[queries]]
+        return filters.masked_fill(is_extra.view(-1, 1, 1, 1, 1), 0)
+
+    def _window_of_tokens(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Window of each token of x, ``(T + N,)``; with extra tokens there is only one window."""
+        window, _ = Windows.fit(hw, self.window_size, self.shifted).places(x.device)
+        return F.pad(window, (x.shape[1] - len(window), 0))
+
     @at_least_fp32
     def _filters(self, mean: Tensor) -> Tensor:
-        """Predict filters ``(B, C, 3, 3)`` from mean tokens ``(B, C)``; B counts maps or windows."""
+        """Filters ``(B, C, 3, 3)`` from mean tokens ``(B, C)``; B counts maps or windows.
+
+        Those of ``lepe`` are added: both convolve v.
+        """
         # Without autocast, which would save nothing for so few tokens but cast the weights.
         heads = mean.to(self.proj.weight.dtype).unflatten(1, (self.num_heads, -1))
-        return self.filters(heads.transpose(0, 1)).transpose(0, 1).reshape(*mean.shape, 3, 3)
+        filters = self.filters(heads.transpose(0, 1)).transpose(0, 1).reshape(*mean.shape, 3, 3)
+        return filters if self.lepe is None else filters + self.lepe.weight.squeeze(1)

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import nystrom_attention
+from ...ops.nystrom_attention.reference import attention_rows
 from ...ops.nystrom_attention.solvers import check_solver
 from ...ops.shapes import split_heads
 from .heads import check_heads
@@ -64,13 +65,11 @@ class SOFTAttention(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
-        q, v = self.q(x), self.v(x)
-        queries, values = (split_heads(t, self.num_heads) for t in (q, v))
-        queries = queries * queries.shape[-1] ** -0.25
+        queries, v = self._queries(x), self.v(x)
         out = nystrom_attention(
             queries,
-            values,
-            self.landmarks(queries, hw).to(q.dtype),  # autocast normalises them in fp32
+            split_heads(v, self.num_heads),
+            self.landmarks(queries, hw).to(queries.dtype),  # autocast normalises them in fp32
             self.sym_norm,
             self.solver,
             self.alpha_scope,
@@ -78,6 +77,30 @@ class SOFTAttention(nn.Module):
         )
         out = out.transpose(1, 2).flatten(2)
         return self.proj(out + self._convolve(v, hw))
+
+    def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
+        """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
+
+        Landmarks of the mode 'random' are drawn again.
+        """
+        q = self._queries(x)
+        return attention_rows(
+            q[:, :, queries],
+            q,
+            self.landmarks(q, hw),
+            self.sym_norm,
+            self.solver,
+            self.alpha_scope,
+        )
+
+    def filters_of(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
+        """Filters of the convolution, the same for all queries: ``(B, M, h, 1, k, k)``."""
+        return self.dwconv.weight.expand(len(x), len(queries), -1, -1, -1, -1)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        """Scaled queries, which also serve as keys: ``(B, N, C)`` -> ``(B, h, N, C / h)``."""
+        q = split_heads(self.q(x), self.num_heads)
+        return q * q.shape[-1] ** -0.25
 
     def _convolve(self, v: Tensor, hw: tuple[int, int]) -> Tensor:
         """Convolve values ``(B, N, C)`` with one filter per head, shared by its channels."""

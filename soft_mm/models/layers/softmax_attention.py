@@ -30,6 +30,10 @@ class SelfAttention(nn.Module):
         """``(B, N, C)`` -> ``(B, N, C)``; ``hw`` is unused."""
         return self.proj(_attend(self.qkv(x), self.num_heads))
 
+    def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
+        """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``."""
+        return _rows(self.qkv(x), self.num_heads, queries)
+
 
 class WindowAttention(nn.Module):
     """Softmax attention within windows, with a relative position bias.
@@ -66,6 +70,18 @@ class WindowAttention(nn.Module):
         if len(mask) > 1:
             mask = mask.repeat(len(x), 1, 1, 1)
         return self.proj(windows.join(_attend(windows.split(self.qkv(x)), self.num_heads, mask)))
+
+    def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
+        """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
+
+        Weights are 0 outside of a query's window.
+        """
+        windows = Windows.fit(hw, self.window_size, self.shifted)
+        window, place = windows.places(x.device)
+        region = windows.regions(x.device)[window, place]
+        bias = self.relative_position_bias(windows.size)[:, place[queries, None], place]
+        bias = bias - 100.0 * (region[queries, None] != region)
+        return _rows(self.qkv(x), self.num_heads, queries, window, bias)
 
 
 class CrossShapedAttention(nn.Module):
@@ -105,16 +121,36 @@ class CrossShapedAttention(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
+        outs = [
+            self._branch(qkv, windows, lepe)
+            for (qkv, windows), lepe in zip(self._branches(x, hw), self.lepe)
+        ]
+        return self.proj(torch.cat(outs, dim=-1))
+
+    def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
+        """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
+
+        The heads of the vertical stripes come first. Weights are 0 outside of a query's stripe.
+        """
+        rows = [
+            _rows(qkv, self.num_heads, queries, windows.places(x.device)[0])
+            for qkv, windows in self._branches(x, hw)
+        ]
+        return torch.cat(rows, dim=1)
+
+    def filters_of(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
+        """Filters of the convolution, the same for all queries: ``(B, M, h, C / h, 3, 3)``."""
+        filters = [lepe.weight.unflatten(0, (self.num_heads, -1)).squeeze(2) for lepe in self.lepe]
+        return torch.cat(filters).expand(len(x), len(queries), -1, -1, -1, -1)
+
+    def _branches(self, x: Tensor, hw: tuple[int, int]) -> list[tuple[Tensor, Windows]]:
+        """Each branch's q, k and v, ``(B, N, 3·c)``, and its windows."""
         shapes = [hw]
         if self.stripe_size is not None:
             height, width = (smaller(side, self.stripe_size) for side in hw)
             shapes = [(hw[0], width), (height, hw[1])]
         branches = self.qkv(x).unflatten(-1, (3, len(shapes), -1)).unbind(3)
-        outs = [
-            self._branch(qkv.flatten(2), Windows(hw, shape), lepe)
-            for qkv, shape, lepe in zip(branches, shapes, self.lepe)
-        ]
-        return self.proj(torch.cat(outs, dim=-1))
+        return [(qkv.flatten(2), Windows(hw, shape)) for qkv, shape in zip(branches, shapes)]
 
     def _branch(self, qkv: Tensor, windows: Windows, lepe: nn.Module) -> Tensor:
         """Attention and positional encoding of one branch: ``(B, N, 3·c)`` -> ``(B, N, c)``."""
@@ -129,5 +165,28 @@ class CrossShapedAttention(nn.Module):
 
 def _attend(qkv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
     """qkv ``(B, N, 3·C)`` and a mask that broadcasts to ``(B, h, N, N)`` -> ``(B, N, C)``."""
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = _split_heads(qkv, num_heads)
     return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+
+def _rows(
+    qkv: Tensor,
+    num_heads: int,
+    queries: Tensor,
+    window: Tensor | None = None,
+    bias: Tensor | float = 0.0,
+) -> Tensor:
+    """Softmax attention by its definition: weights ``(B, h, M, N)`` of the tokens ``queries``.
+
+    ``window`` ``(N,)`` is the window of each token, and ``bias`` is added to the scores.
+    """
+    q, k, _ = _split_heads(qkv, num_heads)
+    scores = q.shape[-1] ** -0.5 * (q[:, :, queries] @ k.mT) + bias
+    if window is not None:
+        scores = scores.masked_fill(window[queries, None] != window, -torch.inf)
+    return scores.softmax(-1)
+
+
+def _split_heads(qkv: Tensor, num_heads: int) -> Tensor:
+    """``(B, N, 3·C)`` -> q, k and v, ``(3, B, h, N, C / h)``."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -1,5 +1,6 @@
 """Injective linear attention by its definition, with materialised rows of weights."""
 
+import torch
 from torch import Tensor
 
 
@@ -8,7 +9,17 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention_rows(q, k) @ v
 
 
-def attention_rows(q: Tensor, k: Tensor) -> Tensor:
-    """Attention weights ``(..., M, N)``; each row sums to 1."""
+def attention_rows(q: Tensor, k: Tensor, attended: Tensor | None = None) -> Tensor:
+    """Attention weights ``(..., M, N)``; each row sums to 1.
+
+    Args:
+        q: queries ``(..., M, d)``.
+        k: keys ``(..., N, d)``.
+        attended: bool, broadcasts to ``(..., M, N)``: the keys that a query attends to, such as
+            those in its window; by default all. The weights of others are 0.
+    """
     scores = q.shape[-1] ** -0.5 * (q @ k.mT)
-    return (scores - scores.mean(-1, keepdim=True) + 1) / k.shape[-2]
+    attended = torch.ones_like(scores) if attended is None else attended.to(scores)
+    number = attended.sum(-1, keepdim=True)
+    mean = (scores * attended).sum(-1, keepdim=True) / number
+    return (scores - mean + 1) / number * attended

@@ -174,3 +174,11 @@ def test_a_bias_of_the_convolution_needs_a_map_alone():
     windows = Windows.fit((2, 3), None, False)
     with pytest.raises(ValueError, match='filter_bias needs .* 2·3, got 7'):
         inline_self_attention(x, weight, bias, tokens(1, 4, 3, 3), tokens(4), 2, windows)
+
+
+def test_rows_within_windows_are_those_of_the_window():
+    q, k, _ = qkv(2, 3, 5, 7, 4, 4)
+    attended = torch.tensor([True, False, True, True, False, False, True])
+    rows = attention_rows(q, k, attended.expand(5, 7))
+    assert not rows[..., ~attended].any()
+    torch.testing.assert_close(rows[..., attended], attention_rows(q, k[:, :, attended]))

@@ -10,6 +10,7 @@ from soft_mm.ops.extension import missing
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel
 from soft_mm.ops.newton_inverse.reference import newton_inverse
 from soft_mm.ops.newton_solve import rational
+from soft_mm.ops.nystrom_attention.reference import attention_rows
 
 
 def formula(
@@ -79,6 +80,18 @@ def test_equals_the_formula(inputs, sym_norm, solver, alpha_scope, backend, monk
         rtol=1e-6,
         atol=atol,
     )
+
+
+@pytest.mark.parametrize('alpha_scope', ['matrix', 'batch'])
+@pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
+@pytest.mark.parametrize('sym_norm', [False, True])
+def test_rows_times_values_equal_the_formula(inputs, sym_norm, solver, alpha_scope, backend):
+    q, v, landmarks = inputs
+    queries = [30, 2, 2]
+    rows = attention_rows(q[:, :, queries], q, landmarks, sym_norm, solver, alpha_scope, backend)
+    assert rows.shape == (2, 3, 3, 35)
+    expected = formula(*inputs, sym_norm, solver, alpha_scope)[:, :, queries]
+    torch.testing.assert_close(rows @ v, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('solver', ['newton', 'iteration', 'ridge'])
