@@ -15,7 +15,10 @@ LINK = re.compile(r'\]\(([^)#:]+)(?:#[^)]*)?\)')
 
 
 def on_files(files: Files, config) -> Files:
-    pages = [*ROOT.glob('*.md'), *(page for name in FOLDERS for page in ROOT.glob(f'{name}/**/*.md'))]
+    pages = [
+        *ROOT.glob('*.md'),
+        *(page for name in FOLDERS for page in ROOT.glob(f'{name}/**/*.md')),
+    ]
     linked = {page.relative_to(ROOT).as_posix() for page in pages}
     for page in pages:
         folder = PurePosixPath(page.relative_to(ROOT).parent.as_posix())

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmseg
+import nbformat
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 SMALL = ' --train 8 --val 4 --size 64'
@@ -28,10 +31,14 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def run(folder: Path, *command: str) -> str:
+def environment() -> dict[str, str]:
+    """With this Python as ``python``."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ['PATH']))
-    environment = dict(os.environ, PATH=path, PYTHONPATH=str(ROOT))
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return dict(os.environ, PATH=path, PYTHONPATH=str(ROOT))
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
     return done.stdout
 
@@ -70,13 +77,24 @@ def test_swap(number, tmp_path):
     configs = [text for _, text in blocks('docs/swap.md', 'python') if text.startswith('_base_')]
     assert len(configs) == 3
     (tmp_path / 'config.py').write_text(configs[number])
+    (tmp_path / 'configs').symlink_to(Path(mmseg.__file__).parent / '.mim/configs')
     cfg = Config.fromfile(tmp_path / 'config.py')
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     assert type(model.backbone).__module__.startswith('soft_mm.')
 
 
+def test_notebook(checkout, monkeypatch):
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(ROOT / 'notebooks/tour.ipynb', as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('--train 200 --val 20', SMALL)
+    NotebookClient(notebook, resources=dict(metadata=dict(path=str(checkout)))).execute()
+    assert list((checkout / 'work_dirs/tour/predictions').rglob('*.png'))
+
+
 def test_readme():
     (text,) = [t for _, t in blocks('README.md', 'python') if 'build_backbone' in t]
-    assert run(ROOT, sys.executable, '-c', text) == '(128, 320, 512) (8, 16, 32)\n'
+    assert run(ROOT, sys.executable, '-c', text) == '[128, 320, 512] [8, 16, 32]\n'
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 120

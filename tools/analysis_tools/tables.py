@@ -41,8 +41,8 @@ def papers() -> dict:
     return load(ROOT / 'configs/papers.yml')
 
 
-def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator[str]:
-    """Lines of a Markdown table. ``links_to`` is prepended to the links to configs."""
+def table(folder: str, results: dict[str, dict]) -> Iterator[str]:
+    """Lines of a Markdown table for the README.md beside the configs."""
     flops = folder == 'imagenet'
     heads = [
         'model',
@@ -58,7 +58,7 @@ def table(folder: str, results: dict[str, dict], links_to: str = '') -> Iterator
     for row in papers()[folder]:
         ours = measure(config_file(folder, row))
         name = re.sub('_(8xb.*|upernet.*|fpn|1x|coco)', '', row['config']).replace('_', ', ')
-        cells = [f'[{name}]({links_to}{row["config"]}.py)']
+        cells = [f'[{name}]({row["config"]}.py)']
         cells += [ours['size']] if flops else []
         cells += [row.get('params', '–'), f'{ours["params"]:.2f}']
         if flops:
@@ -79,7 +79,7 @@ def accuracy(folder: str, row: dict, key: str, results: dict[str, dict]) -> list
     return [row.get(key, '–'), f'{scale * measured[metric]:.1f}' if metric in measured else '–']
 
 
-def conversions(results: dict[str, dict], links_to: str) -> Iterator[str]:
+def conversions(results: dict[str, dict]) -> Iterator[str]:
     """Lines of the Markdown table of conversions, one for each of the authors' checkpoints."""
     yield '| model | command | config | top-1: paper | ours |'
     yield '|---' * 5 + '|'
@@ -93,7 +93,7 @@ def conversions(results: dict[str, dict], links_to: str) -> Iterator[str]:
         cells = [
             theirs,
             f'`{command}`',
-            f'[{config}]({links_to}{config}.py)',
+            f'[{config}](../../configs/imagenet/{config}.py)',
             *accuracy('imagenet', row, 'top1', results),
         ]
         yield f'| {" | ".join(map(str, cells))} |'
@@ -120,19 +120,16 @@ def differences() -> Iterator[str]:
 
 def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
     """The path of each page with tables and the text it should contain."""
-    for path, links_to in {
-        ROOT / 'tools/model_converters/README.md': '../../configs/imagenet/',
-        **{ROOT / f'configs/{folder}/README.md': '' for folder in FOLDERS},
-    }.items():
 
-        def render(match: re.Match, links_to: str = links_to) -> str:
-            lines = (
-                conversions(results, links_to)
-                if match[2] == 'conversions'
-                else table(match[2], results, links_to)
-            )
-            return '\n'.join([match[1], '', *lines, '', match[3]])
+    def render(match: re.Match) -> str:
+        name = match[2]
+        lines = conversions(results) if name == 'conversions' else table(name, results)
+        return '\n'.join([match[1], '', *lines, '', match[3]])
 
+    for path in (
+        ROOT / 'tools/model_converters/README.md',
+        *(ROOT / f'configs/{folder}/README.md' for folder in FOLDERS),
+    ):
         yield (
             path,
             re.sub(
