@@ -27,12 +27,10 @@ def test_table_json_and_plot(run_tool, tmp_path):
         '--only',
         'exact solve',
         'ResNet-50',
-        '--repeats',
+        '--turns',
         3,
         '--seconds',
         0,
-        '--turns',
-        1,
         '--out',
         tmp_path / 'cpu',
     )
@@ -50,30 +48,29 @@ def test_table_json_and_plot(run_tool, tmp_path):
 
 
 def test_the_cases_of_a_size_take_turns(benchmark, monkeypatch):
-    """A case keeps the times of all its turns; if it is slow, it has one turn."""
     order = []
-    monkeypatch.setattr(benchmark, 'SINGLE_TURN_TIME', 8.0)
 
-    def run_case(name, size, args):
-        order.append((size, name))
-        return [benchmark.Measured(name, size, mode, [float(len(order))]) for mode in args.modes]
+    def step_of(name, size, mode, device):
+        return lambda: order.append((size, name))
 
-    monkeypatch.setattr(benchmark, 'run_case', run_case)
+    monkeypatch.setattr(benchmark, 'step_of', step_of)
+    monkeypatch.setattr(benchmark, 'milliseconds', lambda step, device: step() or len(order))
+    monkeypatch.setattr(benchmark, 'memory_of', lambda result, device: 1.0)
     args = argparse.Namespace(
         only=['ResNet-50', 'Swin-S'],
         sizes=[(64, 96), (96, 96)],
         modes=['forward'],
+        device='cpu',
         turns=2,
+        seconds=0,
         quiet=True,
     )
     results = benchmark.run_all(args)
     names = ['InLine-Swin-S', 'Swin-S', 'ResNet-50']
-    first, second = args.sizes
-    assert order == [
-        *((first, name) for name in 2 * names),
-        *((second, name) for name in [*names, 'InLine-Swin-S']),
-    ]
-    assert [r.times for r in results] == [[1, 4], [2, 5], [3, 6], [7, 10], [8], [9]]
+    # One run to warm up, then two turns.
+    assert order == [(size, name) for size in args.sizes for name in 3 * names]
+    assert [r.times for r in results[:3]] == [[4, 7], [5, 8], [6, 9]]
+    assert results[0].time_relative_to(results[1]) == (4 / 5 + 7 / 8) / 2
 
 
 def test_every_twin_and_reference_is_a_case(benchmark):
@@ -91,9 +88,8 @@ def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
         sizes=[(64, 96)],
         modes=['forward'],
         device='cpu',
-        repeats=1,
-        seconds=0,
         turns=1,
+        seconds=0,
         quiet=True,
     )
     with pytest.raises(SystemExit, match='exact solve at .64, 96.: its maps differ by'):

@@ -46,14 +46,12 @@ TOOLS = {
             'ResNet-50',
             '--sizes',
             '64x64',
-            '--repeats',
-            '1',
             '--seconds',
             '0',
             '--turns',
             '1',
         ],
-        ['ResNet-50, 64×64 .* 1/1'],
+        ['64×64, training step .* 2/2'],
     ),
     'export': (
         [

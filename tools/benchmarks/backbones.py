@@ -4,24 +4,29 @@
     backbones.py --out folder/name      also write folder/name.md, name.json and the plot name.png
     backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
 
-Every case runs in its own process and measures forward passes and training steps (forward and
-backward) on one random image. The cases of one size take turns, because the speed of a machine
-drifts; those that take more than a second have one turn. Memory is the peak of the second step, minus
-what the process held before it. The benchmark fails if the feature maps of a backbone differ from
+Forward passes and training steps (forward and backward) on one random image. Times are measured in one
+process, in which the cases of a size take turns run by run, because the speed of a machine drifts; a ratio
+is the median of those of the turns. Memory is the peak of a case's second step in a process of its own,
+minus what the process held before it. The benchmark fails if the feature maps of a backbone differ from
 those of the reference backend with the same options.
 """
 
 import argparse
+import io
 import itertools
-import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from math import log
 from pathlib import Path
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -120,7 +125,6 @@ CASES = {
 }
 MODES = ('forward', 'training step')
 SIZES = [(224, 224), (384, 384), (512, 512), (640, 640), (1024, 1024), (800, 1344)]
-SINGLE_TURN_TIME = 1000.0  # milliseconds
 # Pixels of the largest image on which the reference backend is measured.
 REFERENCE_PIXELS = {'forward': 800 * 1344, 'training step': 512 * 512}
 AGREE = 1e-2  # largest difference from the reference, relative to the largest value of a map
@@ -141,58 +145,44 @@ class Measured:
     def time(self) -> float:
         return statistics.median(self.times)
 
+    def time_relative_to(self, other: 'Measured') -> float:
+        """Median ratio of the times that were measured in the same turn."""
+        return statistics.median(a / b for a, b in zip(self.times, other.times))
+
     @property
     def tokens(self) -> float:
         """Number of tokens of the first stage's feature map."""
         return self.size[0] * self.size[1] / 16
 
 
-def build(case: Case) -> nn.Module:
-    if case.package != 'soft_mm':
-        __import__(f'{case.package}.models')
-    torch.manual_seed(0)
-    model = MODELS.build(case.config)
-    model.init_weights()
-    return model
-
-
-def measure(
-    name: str, size: tuple[int, int], mode: str, device: str, repeats: int, seconds: float
-) -> Measured:
-    """Measure one case in this process."""
+@cache
+def build(name: str, device: str) -> nn.Module:
     case = CASES[name]
-    model = build(case).to(device)
-    model.train(mode != 'forward')
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    torch.manual_seed(0)
+    with redirect_stdout(io.StringIO()):  # the toolboxes print when they are imported
+        MMLogger.get_current_instance().setLevel('ERROR')  # not the initialisation of every weight
+        if case.package != 'soft_mm':
+            import_module(f'{case.package}.models')
+        model = MODELS.build(case.config)
+        model.init_weights()
+    return model.to(device)
 
-    def step(image: Tensor = image) -> tuple[Tensor, ...]:
-        with torch.set_grad_enabled(mode != 'forward'):
+
+def step_of(name: str, size: tuple[int, int], mode: str, device: str) -> Callable:
+    """A function that runs a forward pass or a training step, and returns the feature maps."""
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    model = build(name, device)
+
+    def step(backend: str | None = CASES[name].backend) -> tuple[Tensor, ...]:
+        model.train(mode != 'forward')
+        with set_backend(backend), torch.set_grad_enabled(mode != 'forward'):
             maps = model(image)
-        if mode != 'forward':
-            model.zero_grad()
-            sum(m.square().mean() for m in maps).backward()
+            if mode != 'forward':
+                sum(m.square().mean() for m in maps).backward()
+                model.zero_grad()
         return maps
 
-    with set_backend(case.backend):
-        step()  # the libraries allocate buffers of their own in their first call
-        model.zero_grad()
-        memory = peak_memory(step, device)
-        times = []
-        while len(times) < repeats or sum(times) < 1e3 * seconds:
-            times.append(milliseconds(step, device))
-    result = Measured(name, size, mode, times, memory)
-    if case.reference and is_measured(case.reference, size, mode) and mode == 'forward':
-        result.difference = difference(model, image, step())
-    return result
-
-
-def difference(model: nn.Module, image: Tensor, maps: tuple[Tensor, ...]) -> float:
-    """Largest relative difference of all maps from the reference backend, same options."""
-    with set_backend('reference'), torch.no_grad():
-        return max(
-            ((m - r).abs().max() / r.abs().max()).item()
-            for m, r in zip(maps, model(image), strict=True)
-        )
+    return step
 
 
 def is_measured(name: str, size: tuple[int, int], mode: str) -> bool:
@@ -203,47 +193,65 @@ def is_measured(name: str, size: tuple[int, int], mode: str) -> bool:
 def run_all(args: argparse.Namespace) -> list[Measured]:
     """Measure all cases at every size and in every mode."""
     names = [name for name in CASES if not args.only or any(part in name for part in args.only)]
-    turns = list(itertools.product(args.sizes, range(args.turns), names))
-    found = {}
+    results = []
     with progress(args.quiet) as bar:
-        task = bar.add_task('', total=len(turns))
-        for size, turn, name in turns:
-            bar.update(task, description=f'{name}, {size[0]}×{size[1]}')
-            keys = [(size, mode, name) for mode in args.modes if is_measured(name, size, mode)]
-            if keys and (not turn or all(found[key].time < SINGLE_TURN_TIME for key in keys)):
-                for key, result in zip(keys, run_case(name, size, args), strict=True):
-                    found.setdefault(key, replace(result, times=[])).times += result.times
-                    if not args.quiet:
-                        height, width = size
-                        description = f'{name}, {height}×{width}, {result.mode}'
-                        bar.console.print(f'{description}: {result.time:.0f} ms')
+        task = bar.add_task('', total=len(args.sizes) * len(args.modes))
+        for size, mode in itertools.product(args.sizes, args.modes):
+            measured = [
+                Measured(name, size, mode) for name in names if is_measured(name, size, mode)
+            ]
+            bar.update(task, description=f'{size[0]}×{size[1]}, {mode}')
+            measure_times(measured, args)
+            for result in measured:
+                result.memory = memory_of(result, args.device)
+                if not args.quiet:
+                    bar.console.print(
+                        f'{result.case}, {size[0]}×{size[1]}, {mode}: {result.time:.0f} ms'
+                    )
+            results += measured
             bar.advance(task)
-    order = itertools.product(args.sizes, args.modes, names)
-    return [found[key] for key in order if key in found]
-
-
-def run_case(name: str, size: tuple[int, int], args: argparse.Namespace) -> list[Measured]:
-    """Measure one case in its own process, in every mode."""
-    options = {
-        '--case': [name],
-        '--sizes': [f'{size[0]}x{size[1]}'],
-        '--modes': [mode for mode in args.modes if is_measured(name, size, mode)],
-        '--device': [args.device],
-        '--repeats': [str(args.repeats)],
-        '--seconds': [str(args.seconds)],
-    }
-    words = [word for option, values in options.items() for word in (option, *values)]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f'{name} at {size}:\n{done.stderr[-2000:]}')
-    results = [Measured(**result) for result in json.loads(done.stdout.splitlines()[-1])]
-    for result in results:
-        if result.difference is not None and not result.difference <= AGREE:
-            raise SystemExit(
-                f'{name} at {size}: its maps differ by {result.difference:.1e} from those of the '
-                f'reference backend, allowed is {AGREE}; its time is not reported'
-            )
     return results
+
+
+def measure_times(results: list[Measured], args: argparse.Namespace) -> None:
+    """Time all cases of a size and mode, in turns."""
+    steps = [step_of(r.case, r.size, r.mode, args.device) for r in results]
+    for result, step in zip(results, steps):
+        maps = step()  # the first run allocates buffers and compiles kernels
+        case = CASES[result.case]
+        if (
+            case.reference
+            and result.mode == 'forward'
+            and is_measured(case.reference, result.size, result.mode)
+        ):
+            result.difference = difference(maps, step('reference'))
+            if not result.difference <= AGREE:
+                raise SystemExit(
+                    f'{result.case} at {result.size}: its maps differ by {result.difference:.1e} from '
+                    f'those of the reference backend, allowed is {AGREE}; its time is not reported'
+                )
+    turns = total = 0
+    while turns < args.turns or total < 1e3 * args.seconds:
+        for result, step in zip(results, steps):
+            result.times.append(milliseconds(step, args.device))
+            total += result.times[-1]
+        turns += 1
+
+
+def difference(maps: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
+    """Largest difference of all maps, relative to the largest value of the reference's."""
+    return max(((m - r).abs().max() / r.abs().max()).item() for m, r in zip(maps, reference))
+
+
+def memory_of(result: Measured, device: str) -> float:
+    """Peak memory in MiB, measured in a process of its own, where nothing else was allocated."""
+    height, width = result.size
+    words = '--case', result.case, '--sizes', f'{height}x{width}', '--modes', result.mode
+    command = [sys.executable, __file__, *words, '--device', device]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'{result.case} at {result.size}:\n{done.stderr[-2000:]}')
+    return float(done.stdout.splitlines()[-1])
 
 
 def tables(results: list[Measured]) -> str:
@@ -268,9 +276,9 @@ def tables(results: list[Measured]) -> str:
                 f'{r.time:.0f}',
                 f'{min(r.times):.0f}–{max(r.times):.0f}',
                 f'{r.memory:.0f}',
-                f'{r.time / twin.time:.2f}' if twin else '–',
+                f'{r.time_relative_to(twin):.2f}' if twin else '–',
                 f'{r.memory / twin.memory:.2f}' if twin else '–',
-                f'{r.time / reference.time:.3f}' if reference else '–',
+                f'{r.time_relative_to(reference):.3f}' if reference else '–',
                 '–' if r.difference is None else f'{r.difference:.0e}',
             ]
             lines.append(f'| {" | ".join(cells)} |')
@@ -353,19 +361,13 @@ def parse_args() -> argparse.Namespace:
         help='measure only cases whose name contains a PART (default: all)',
     )
     parser.add_argument(
-        '--repeats', type=int, default=3, help='minimum number of runs per turn (default: 3)'
+        '--turns', type=int, default=5, help='minimum number of runs of each case (default: 5)'
     )
     parser.add_argument(
         '--seconds',
         type=float,
-        default=3.0,
-        help='minimum time that the runs of a turn take in total, in seconds (default: 3)',
-    )
-    parser.add_argument(
-        '--turns',
-        type=int,
-        default=2,
-        help='turns of each case that takes less than a second (default: 2)',
+        default=10.0,
+        help='minimum time that all runs at a size take in total, in seconds (default: 10)',
     )
     add_out(parser, plot=True)
     add_quiet(parser)
@@ -376,9 +378,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.case:
-        options = args.device, args.repeats, args.seconds
-        modes = (measure(args.case, args.sizes[0], mode, *options) for mode in args.modes)
-        print(json.dumps([vars(result) for result in modes]))
+        step = step_of(args.case, args.sizes[0], args.modes[0], args.device)
+        step()  # the libraries allocate buffers of their own in their first call
+        print(peak_memory(step, args.device))
         return
     results = run_all(args)
     conditions = f'{machine(args.device)}, fp32, batch 1'
