@@ -114,7 +114,7 @@ def test_from_checkpoint_to_table(authors_state, real_images, run_tool, tables, 
     assert 0 <= accuracy <= 100
     (row,) = (
         line
-        for line in tables.conversions({result['config']: result['metrics']}, '')
+        for line in tables.conversions({result['config']: result['metrics']})
         if f'checkpoints/{Path(ours).name}`' in line
     )
     assert row.endswith(f'| {accuracy:.1f} |')
