@@ -1,5 +1,5 @@
 # make demo    train and evaluate a SOFT-Norm detector on generated shapes, and predict with it
-# make test    lint and the test suite: 15 to 22 minutes on two cores
+# make test    lint and the test suite: 15 to 26 minutes on two cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make wheel   build the sdist, and from it the wheel, in dist/
