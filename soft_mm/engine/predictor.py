@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from .runner import checkpoint_of_this_model
+from ..fileio.checkpoints import checkpoint_of_this_model
 
 TOP = 5  # classes of a classifier
 

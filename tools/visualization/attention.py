@@ -22,8 +22,8 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from soft_mm.analysis.attention import AttentionCall, record_attention
-from soft_mm.engine.runner import checkpoint_of_this_model
 from soft_mm.fileio import atomic_write, set_checkpoint_reader
+from soft_mm.fileio.checkpoints import checkpoint_of_this_model
 from soft_mm.models.backbones import Backbone
 from soft_mm.ops.shapes import ceil_div
 
