@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.fileio import dump
 from mmengine.logging import MMLogger
@@ -20,7 +20,7 @@ from soft_mm.engine.predictor import Predictor
 from soft_mm.fileio import set_checkpoint_reader
 from soft_mm.fileio.atomic import ATOMIC
 from soft_mm.fileio.media import IMAGES, Video, find_media, video_writer, write_image
-from soft_mm.utils import add_quiet, progress
+from soft_mm.utils import add_cfg_options, add_quiet, add_trust_pickle, progress
 
 OUTPUTS = """
 FOLDER gets the drawing in vis/NAME and the prediction in preds/NAME.json, as from mmdet's
@@ -102,19 +102,8 @@ def parse_args() -> argparse.Namespace:
         default=get_device(),
         help='device of the model, such as cpu or cuda:1 (default: %(default)s)',
     )
-    parser.add_argument(
-        '--trust-pickle',
-        action='store_true',
-        help='allow checkpoints to run code when they are loaded; only for files you trust',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    add_trust_pickle(parser)
+    add_cfg_options(parser)
     add_quiet(parser)
     return parser.parse_args()
 

@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 
 from soft_mm.engine import build_runner, process_group
 from soft_mm.fileio import set_checkpoint_reader
 from soft_mm.fileio.atomic import ATOMIC
+from soft_mm.utils import add_cfg_options, add_trust_pickle
 
 # Options that make each toolbox's visualization hook draw every image into a folder.
 DRAW = {
@@ -34,11 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--trust-pickle',
-        action='store_true',
-        help='allow checkpoints to run code when they are loaded; only for files you trust',
-    )
+    add_trust_pickle(parser)
     parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/CONFIG_NAME)')
     parser.add_argument(
         '--out',
@@ -47,14 +44,7 @@ def parse_args() -> argparse.Namespace:
         help='write the metrics (.json) or the predictions (.pkl) to FILE',
     )
     parser.add_argument('--show-dir', type=Path, help='folder to draw the predictions into')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

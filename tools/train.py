@@ -4,10 +4,11 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from soft_mm.engine import build_runner, process_group
 from soft_mm.fileio import last_checkpoint, set_checkpoint_reader
+from soft_mm.utils import add_cfg_options, add_trust_pickle
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,24 +36,13 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='resume from CHECKPOINT, or without a value from the last complete one in the work dir',
     )
-    parser.add_argument(
-        '--trust-pickle',
-        action='store_true',
-        help='allow checkpoints to run code when they are loaded; only for files you trust',
-    )
+    add_trust_pickle(parser)
     parser.add_argument(
         '--tensorboard',
         action='store_true',
         help='also write the log for TensorBoard',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

@@ -4,11 +4,12 @@ import argparse
 from functools import partial
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
 from soft_mm.analysis.complexity import build_model
 from soft_mm.analysis.flops import count_executed, count_multiply_adds
+from soft_mm.utils import add_cfg_options
 
 SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
 
@@ -24,14 +25,7 @@ def parse_args() -> argparse.Namespace:
         help='image size in pixels (default: 224 224 for classifiers, 800 1344 for detectors, '
         '512 512 for segmentors)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.shape and min(args.shape) < 1:
         parser.error(f'--shape must be two integers of at least 1 pixel, got {args.shape}')

@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from soft_mm.fileio import atomic_write, load_checkpoint
 from soft_mm.models.layers.landmarks import Landmarks
-from soft_mm.utils import add_quiet, progress
+from soft_mm.utils import add_cfg_options, add_quiet, progress
 
 OPSET = 20
 # Smallest side in pixels: tracing treats dimensions of size 1 as constants, and for images of at least
@@ -105,14 +105,7 @@ def parse_args() -> argparse.Namespace:
         metavar='HxW',
         help='image size in pixels to trace; two other sizes are also checked (default: 224x288)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    add_cfg_options(parser)
     add_quiet(parser)
     return parser.parse_args()
 

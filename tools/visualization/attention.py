@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
@@ -26,6 +26,7 @@ from soft_mm.fileio import atomic_write, set_checkpoint_reader
 from soft_mm.fileio.checkpoints import checkpoint_of_this_model
 from soft_mm.models.backbones import Backbone
 from soft_mm.ops.shapes import ceil_div
+from soft_mm.utils import add_cfg_options, add_trust_pickle
 
 TEMPLATE = Path(__file__).with_suffix('.html')
 # A page has to stay small: it holds the rows of at most this many queries per side of a feature map,
@@ -112,19 +113,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--head', type=int, help='head of the picture, counted from 1 (default: mean of all heads)'
     )
-    parser.add_argument(
-        '--trust-pickle',
-        action='store_true',
-        help='allow checkpoints to run code when they are loaded; only for files you trust',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of the configs',
-    )
+    add_trust_pickle(parser)
+    add_cfg_options(parser)
     args = parser.parse_args()
     if not (args.out or args.png):
         parser.error('--out or --png must name a file to write')
