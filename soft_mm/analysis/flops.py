@@ -2,7 +2,8 @@
 
 Each op's ``flops.py`` counts multiply-adds from the shapes of its arguments in two functions:
 ``formula`` counts those of the papers' formulas, independently of the implementation, and
-``executed`` those that the op runs.
+``executed`` those that the op runs. An op that replaces plain layers has no ``formula``: the tracer
+hooks every module, so that it finds the layers called instead.
 """
 
 from collections import Counter
@@ -13,7 +14,8 @@ from math import prod
 import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ..ops.dynamic_conv import flops as dynamic_conv
 from ..ops.extension import missing
@@ -28,13 +30,12 @@ from ..ops.ridge_solve import flops as ridge_solve
 OPS = {
     'gaussian_kernel': gaussian_kernel,
     'gaussian_product': gaussian_product,
-    'inline_self_attention': inline_attention,
-    'mlp': mlp,
     'newton_inverse': newton_inverse,
     'newton_solve': newton_solve,
     'ridge_solve': ridge_solve,
     **({} if missing() else {'convolve_tokens': dynamic_conv}),
 }
+OPS_OF_PLAIN_LAYERS = {'inline_self_attention': inline_attention, 'mlp': mlp}
 
 
 def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
@@ -57,18 +58,32 @@ def _jit_handle(count: Callable, inputs: list, outputs: list) -> int | Counter[s
     )
 
 
-def _flop_formula(count: Callable, *shapes, **_) -> int:
-    """Adapt ``count`` to PyTorch's counter, which counts a multiply-add as two."""
-    return 2 * count(*shapes)
-
-
 _EXECUTED = {
     **{
-        getattr(torch.ops.soft_mm, name): partial(_flop_formula, op.executed)
-        for name, op in OPS.items()
+        getattr(torch.ops.soft_mm, name): op.executed
+        for name, op in (OPS | OPS_OF_PLAIN_LAYERS).items()
     },
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: partial(_flop_formula, _attention),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
+
+
+class _ExecutedCounter(TorchDispatchMode):
+    """Count with the formulas of PyTorch's FlopCounterMode, which itself hooks every module: hooked
+    layers are called, and ops that replace their calls would not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        op = func.overloadpacket
+        if op in _EXECUTED:
+            self.total += _EXECUTED[op](*(getattr(x, 'shape', x) for x in args))
+        elif op in flop_registry:
+            self.total += flop_registry[op](*args, **kwargs, out_val=out) // 2
+        return out
 
 
 def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
@@ -88,6 +103,6 @@ def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
 
 def count_executed(model: nn.Module, *inputs) -> int:
     """Count the multiply-adds of the matrix products and convolutions that PyTorch executes."""
-    with FlopCounterMode(display=False, custom_mapping=_EXECUTED) as counter, torch.no_grad():
+    with _ExecutedCounter() as counter, torch.no_grad():
         model(*inputs)
-    return counter.get_total_flops() // 2
+    return counter.total

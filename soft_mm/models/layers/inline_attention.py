@@ -3,13 +3,15 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import inline_self_attention
+from ...ops import inline_projected_attention, inline_self_attention
 from ...ops.inline_attention.reference import attention_rows
 from ...ops.precision import at_least_fp32
 from ...ops.shapes import split_heads
 from ...ops.windows import Windows
 from .grouped_linear import GroupedLinear
 from .heads import check_heads
+from .maps import as_map
+from .plain import is_plain
 
 
 class InLineAttention(nn.Module):
@@ -67,16 +69,22 @@ class InLineAttention(nn.Module):
         """
         windows = Windows.fit(hw, self.window_size, self.shifted)
         mean = windows.mean(x if described is None else described)
-        out = inline_self_attention(
-            x,
-            self.qkv.weight,
-            self.qkv.bias,
-            self._filters(mean),
-            None if self.lepe is None else self.lepe.bias,
-            self.num_heads,
-            windows,
-            mean if described is None else None,
-        )
+        if is_plain(self.qkv, self.lepe):
+            out = inline_self_attention(
+                x,
+                self.qkv.weight,
+                self.qkv.bias,
+                self._all_filters(mean),
+                None if self.lepe is None else self.lepe.bias,
+                self.num_heads,
+                windows,
+                mean if described is None else None,
+            )
+        else:
+            qkv, filters = self.qkv(x), self._filters(mean)
+            out = inline_projected_attention(qkv, filters, None, self.num_heads, windows)
+            if self.lepe is not None:
+                out = out + self._encode(qkv, windows)
         return self.proj(out)
 
     def rows(
@@ -101,7 +109,7 @@ class InLineAttention(nn.Module):
             ``(B, M, h, C / h, 3, 3)``; zero for extra tokens, which are not convolved.
         """
         windows = Windows.fit(hw, self.window_size, self.shifted)
-        filters = self._filters(windows.mean(x if described is None else described))
+        filters = self._all_filters(windows.mean(x if described is None else described))
         filters = filters.unflatten(1, (self.num_heads, -1)).unflatten(0, (len(x), -1))
         is_extra = queries < x.shape[1] - hw[0] * hw[1]
         filters = filters[:, self._window_of_tokens(x, hw)[queries]]
@@ -112,13 +120,19 @@ class InLineAttention(nn.Module):
         window, _ = Windows.fit(hw, self.window_size, self.shifted).places(x.device)
         return F.pad(window, (x.shape[1] - len(window), 0))
 
+    def _encode(self, qkv: Tensor, windows: Windows) -> Tensor:
+        """Positional encoding of the values in qkv ``(B, N, 3·C)``, in each window: ``(B, N, C)``."""
+        maps = as_map(windows.split(qkv.chunk(3, -1)[2]), windows.size)
+        return windows.join(self.lepe(maps).flatten(2).mT)
+
+    def _all_filters(self, mean: Tensor) -> Tensor:
+        """The predicted filters plus those of ``lepe``, as both convolve v: ``(B, C, 3, 3)``."""
+        filters = self._filters(mean)
+        return filters if self.lepe is None else filters + self.lepe.weight.squeeze(1)
+
     @at_least_fp32
     def _filters(self, mean: Tensor) -> Tensor:
-        """Filters ``(B, C, 3, 3)`` from mean tokens ``(B, C)``; B counts maps or windows.
-
-        Those of ``lepe`` are added: both convolve v.
-        """
+        """Predicted filters ``(B, C, 3, 3)``, from mean tokens ``(B, C)``; B counts maps or windows."""
         # Without autocast, which would save nothing for so few tokens but cast the weights.
-        heads = mean.to(self.proj.weight.dtype).unflatten(1, (self.num_heads, -1))
-        filters = self.filters(heads.transpose(0, 1)).transpose(0, 1).reshape(*mean.shape, 3, 3)
-        return filters if self.lepe is None else filters + self.lepe.weight.squeeze(1)
+        heads = mean.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        return self.filters(heads).transpose(0, 1).reshape(*mean.shape, 3, 3)

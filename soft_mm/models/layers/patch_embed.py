@@ -53,12 +53,13 @@ class PatchEmbed(nn.Module):
         self, in_channels: int, channels: int, kernel_size: int, stride: int, norm: bool = True
     ) -> None:
         super().__init__()
+        self.stride = stride
         padding = (kernel_size - stride + 1) // 2
         self.proj = nn.Conv2d(in_channels, channels, kernel_size, stride, padding)
         self.norm = LayerNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(channels_last(_pad_to_multiple(x, self.proj.stride[0]))))
+        return self.norm(self.proj(channels_last(_pad_to_multiple(x, self.stride))))
 
 
 class PatchMerging(nn.Module):

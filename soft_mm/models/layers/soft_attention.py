@@ -10,6 +10,7 @@ from ...ops.shapes import split_heads
 from .heads import check_heads
 from .landmarks import Landmarks
 from .maps import as_map
+from .plain import is_plain
 
 
 class SOFTAttention(nn.Module):
@@ -104,9 +105,12 @@ class SOFTAttention(nn.Module):
 
     def _convolve(self, v: Tensor, hw: tuple[int, int]) -> Tensor:
         """Convolve values ``(B, N, C)`` with one filter per head, shared by its channels."""
-        filters = self.dwconv.weight.repeat_interleave(v.shape[-1] // self.num_heads, 0)
-        return (
-            F.conv2d(as_map(v, hw), filters, padding=self.dwconv.padding, groups=v.shape[-1])
-            .flatten(2)
-            .mT
-        )
+        maps = as_map(v, hw)
+        if is_plain(self.dwconv):
+            filters = self.dwconv.weight.repeat_interleave(v.shape[-1] // self.num_heads, 0)
+            out = F.conv2d(maps, filters, padding=self.dwconv.padding, groups=v.shape[-1])
+        else:
+            heads = maps.unflatten(1, (self.num_heads, -1)).transpose(1, 2)
+            out = self.dwconv(heads.flatten(0, 1)).unflatten(0, (len(v), -1))
+            out = out.transpose(1, 2).flatten(1, 2)
+        return out.flatten(2).mT

@@ -76,26 +76,56 @@ def inline_self_attention(
     Raises:
         ValueError: if the backend does not exist, or filter_bias is given and T is not 0.
     """
-    height, width = windows.hw
-    if filter_bias is not None and known(x.shape[1] != height * width):
-        raise ValueError(
-            f'filter_bias needs tokens of a feature map alone, {height}·{width}, got {x.shape[1]}'
-        )
     if windows.is_whole and is_worthwhile(x, num_heads, backend):
+        _check_filter_bias(x, filter_bias, windows)
         mean = x.mean(1) if mean is None else mean
         out, v = covariance_self_attention(x, mean, weight, bias, num_heads)
         return _add_convolution(out, v, filters, filter_bias, windows.hw, backend)
     qkv = F.linear(x, weight, bias)
-    if choose_backend(backend, x.device) == 'triton' and runs_triton('inline_attention', x.device):
+    return inline_projected_attention(qkv, filters, filter_bias, num_heads, windows, backend)
+
+
+def inline_projected_attention(
+    qkv: Tensor,
+    filters: Tensor,
+    filter_bias: Tensor | None,
+    num_heads: int,
+    windows: Windows,
+    backend: str | None = None,
+) -> Tensor:
+    """:func:`inline_self_attention` of tokens that are already projected to q, k and v.
+
+    Args:
+        qkv: ``(B, T + N, 3·C)``.
+        filters, filter_bias, num_heads, windows, backend: see :func:`inline_self_attention`.
+
+    Returns:
+        ``(B, T + N, C)``.
+
+    Raises:
+        ValueError: if the backend does not exist, or filter_bias is given and T is not 0.
+    """
+    _check_filter_bias(qkv, filter_bias, windows)
+    device = qkv.device
+    if choose_backend(backend, device) == 'triton' and runs_triton('inline_attention', device):
         from . import triton_kernels
 
         if triton_kernels.supports(qkv, num_heads):
             return triton_kernels.fused_attention(qkv, filters, filter_bias, num_heads, windows)
         log_fallback('inline_attention', 'triton', describe(qkv))
     # Windows are split after the projection, whose bias would make k and v of padding nonzero.
-    num_tokens = None if windows.is_whole else windows.num_tokens(x)[..., None, None]
+    num_tokens = None if windows.is_whole else windows.num_tokens(qkv)[..., None, None]
     out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens)
     return windows.join(_add_convolution(out, v, filters, filter_bias, windows.size, backend))
+
+
+def _check_filter_bias(tokens: Tensor, filter_bias: Tensor | None, windows: Windows) -> None:
+    height, width = windows.hw
+    if filter_bias is not None and known(tokens.shape[1] != height * width):
+        raise ValueError(
+            f'filter_bias needs tokens of a feature map alone, {height}·{width}, '
+            f'got {tokens.shape[1]}'
+        )
 
 
 def _projected_attention(
