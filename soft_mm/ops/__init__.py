@@ -3,6 +3,7 @@ from .dynamic_conv import dynamic_conv
 from .gaussian_kernel import gaussian_kernel
 from .gaussian_product import gaussian_product
 from .inline_attention import inline_attention, inline_projected_attention, inline_self_attention
+from .linear import linear
 from .mlp import mlp
 from .newton_inverse import newton_inverse
 from .newton_solve import newton_solve
@@ -16,6 +17,7 @@ __all__ = [
     'inline_attention',
     'inline_projected_attention',
     'inline_self_attention',
+    'linear',
     'mlp',
     'newton_inverse',
     'newton_solve',

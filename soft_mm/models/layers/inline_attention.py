@@ -11,7 +11,7 @@ from ...ops.windows import Windows
 from .grouped_linear import GroupedLinear
 from .heads import check_heads
 from .maps import as_map
-from .plain import is_plain
+from .plain import apply_linear, is_plain
 
 
 class InLineAttention(nn.Module):
@@ -85,7 +85,7 @@ class InLineAttention(nn.Module):
             out = inline_projected_attention(qkv, filters, None, self.num_heads, windows)
             if self.lepe is not None:
                 out = out + self._encode(qkv, windows)
-        return self.proj(out)
+        return apply_linear(self.proj, out)
 
     def rows(
         self, x: Tensor, hw: tuple[int, int], queries: Tensor, described: Tensor | None = None

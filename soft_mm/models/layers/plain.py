@@ -1,8 +1,10 @@
 """The rule for reading a layer's weights instead of calling the layer."""
 
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import _has_any_global_hook
+
+from ...ops import linear
 
 
 def is_plain(*layers: nn.Module | None) -> bool:
@@ -27,3 +29,8 @@ def is_plain(*layers: nn.Module | None) -> bool:
         and not layer._backward_hooks
         for layer in layers
     )
+
+
+def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer, if it is plain by :func:`soft_mm.ops.linear`."""
+    return linear(x, layer.weight, layer.bias) if is_plain(layer) else layer(x)

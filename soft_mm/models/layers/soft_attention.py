@@ -10,7 +10,7 @@ from ...ops.shapes import split_heads
 from .heads import check_heads
 from .landmarks import Landmarks
 from .maps import as_map
-from .plain import is_plain
+from .plain import apply_linear, is_plain
 
 
 class SOFTAttention(nn.Module):
@@ -66,7 +66,7 @@ class SOFTAttention(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
-        queries, v = self._queries(x), self.v(x)
+        queries, v = self._queries(x), apply_linear(self.v, x)
         out = nystrom_attention(
             queries,
             split_heads(v, self.num_heads),
@@ -77,7 +77,7 @@ class SOFTAttention(nn.Module):
             dtype=v.dtype,
         )
         out = out.transpose(1, 2).flatten(2)
-        return self.proj(out + self._convolve(v, hw))
+        return apply_linear(self.proj, out + self._convolve(v, hw))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
@@ -100,7 +100,7 @@ class SOFTAttention(nn.Module):
 
     def _queries(self, x: Tensor) -> Tensor:
         """Scaled queries, which also serve as keys: ``(B, N, C)`` -> ``(B, h, N, C / h)``."""
-        q = split_heads(self.q(x), self.num_heads)
+        q = split_heads(apply_linear(self.q, x), self.num_heads)
         return q * q.shape[-1] ** -0.25
 
     def _convolve(self, v: Tensor, hw: tuple[int, int]) -> Tensor:

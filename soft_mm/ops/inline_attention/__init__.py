@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..backend import choose_backend, describe, log_fallback, runs_triton
 from ..dynamic_conv import dynamic_conv
+from ..linear import linear
 from ..precision import at_least_fp32
 from ..shapes import check_shapes, split_heads
 from ..sizes import known
@@ -81,7 +82,7 @@ def inline_self_attention(
         mean = x.mean(1) if mean is None else mean
         out, v = covariance_self_attention(x, mean, weight, bias, num_heads)
         return _add_convolution(out, v, filters, filter_bias, windows.hw, backend)
-    qkv = F.linear(x, weight, bias)
+    qkv = linear(x, weight, bias, backend)
     return inline_projected_attention(qkv, filters, filter_bias, num_heads, windows, backend)
 
 
