@@ -21,7 +21,7 @@ def is_plain(*layers: nn.Module | None) -> bool:
         layer is None
         # Not isinstance: subclasses compute something else, and parametrised layers are subclasses.
         or type(layer) in (nn.Linear, nn.Conv2d)
-        and type(layer.weight) in (nn.Parameter, FakeTensor)
+        and type(layer.weight) in (Tensor, nn.Parameter, FakeTensor)  # FSDP's are tensors
         and 'forward' not in layer.__dict__
         and not layer._forward_pre_hooks
         and not layer._forward_hooks

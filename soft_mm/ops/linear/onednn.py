@@ -14,6 +14,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and x.device.type == 'cpu'
         and x.ndim > 1
         and x.numel() * weight.shape[0] >= WORTHWHILE
@@ -24,7 +25,6 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch._C._get_mkldnn_enabled()
         and not torch.is_autocast_enabled('cpu')
-        and not torch.jit.is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
     )

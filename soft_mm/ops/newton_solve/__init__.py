@@ -15,7 +15,7 @@ def newton_solve(
     """Compute ``newton_inverse(p, alpha, iterations) @ v``, at a fraction of its cost for large m.
 
     The gradient is implicit, as in :func:`newton_inverse`. For 20 iterations or more, a rational
-    function of p replaces them from 160 rows on, or from 65 with Triton.
+    function of p replaces them from 128 rows on, or from 65 with Triton.
 
     Args:
         p: ``(..., m, m)``, symmetric and positive semi-definite; may be singular.

@@ -17,7 +17,7 @@ POLE = 2.2
 BATCH = {'cpu': 2**18, 'cuda': 2**24}
 # For smaller matrices the iteration is as fast. That of Triton is one launch up to 64 rows; beyond, its
 # 40 products of m×m matrices are estimated, not measured, to take longer than this op's kernels.
-MIN_SIZE = {'torch': 160, 'triton': 65}
+MIN_SIZE = {'torch': 128, 'triton': 65}
 # From this many iterations on, the exponential approximates the power to fp32 precision.
 MIN_ITERATIONS = 20
 
