@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from ..models.layers.pooling import adaptive_avg_pool
+from ..models.layers.landmarks import pool_to_grid
 from ..ops.sizes import smaller
 
 Outputs = dict[str, Tensor]
@@ -89,7 +89,7 @@ class AdaptiveAvgPool(nn.Module):
         self.grid = [output_size] * 2
 
     def forward(self, maps: Tensor) -> Tensor:
-        return adaptive_avg_pool(maps, self.grid)
+        return pool_to_grid(maps, self.grid)
 
 
 class RetinaNet(nn.Module):
@@ -247,20 +247,17 @@ class Network(nn.Module):
     tracing the shapes of the feature maps takes much less time.
 
     Args:
-        model: ImageClassifier, RetinaNet, MaskRCNN or EncoderDecoder.
+        model: of one of the classes in ``NETWORKS``.
 
     Raises:
-        ValueError: if the model is of another class, or has settings that are not supported.
+        ValueError: if the model has settings that are not supported.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        name = type(model).__name__
-        if name not in NETWORKS:
-            raise ValueError(f'the model must be one of {", ".join(NETWORKS)}, got {name}')
-        detects = name in ('RetinaNet', 'MaskRCNN')
+        self.core = NETWORKS[type(model).__name__](model)
+        detects = isinstance(self.core, RetinaNet | MaskRCNN)
         self.preprocessing = Preprocessing(model.data_preprocessor, returns_size=detects)
-        self.core = NETWORKS[name](model)
 
     def forward(self, image: Tensor, **size: Tensor) -> Outputs:
         """Map an image ``(1, 3, H, W)``, uint8, to the outputs of the core."""

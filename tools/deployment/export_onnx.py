@@ -4,9 +4,11 @@ import argparse
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from math import lcm
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from soft_mm.deployment.compare import compare
-from soft_mm.deployment.networks import Network, Segmentor
+from soft_mm.deployment.networks import NETWORKS, Network, Segmentor
 from soft_mm.deployment.runtimes import open_session
 from soft_mm.fileio import atomic_write, load_checkpoint
 from soft_mm.models.layers import SOFTAttention
@@ -24,6 +26,7 @@ from soft_mm.models.layers.landmarks import Landmarks
 from soft_mm.utils import add_cfg_options, add_quiet, progress
 
 OPSET = 20
+PACKAGES = 'onnx', 'onnxscript', 'onnxruntime', 'torchvision'
 # Smallest side in pixels: tracing treats dimensions of size 1 as constants, and for images of at least
 # this size no feature map has one.
 MIN_SIDE = 160
@@ -115,6 +118,11 @@ def build(args: argparse.Namespace) -> tuple[Backbone | Network, dict]:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).eval()
     meta = load(model, args.checkpoint) if args.checkpoint else {}
+    name = type(model).__name__
+    if args.part == 'network' and name not in NETWORKS:
+        raise ValueError(
+            f'--part network supports {", ".join(NETWORKS)}, got {name}; use --part backbone'
+        )
     if any(isinstance(m, Landmarks) and m.mode == 'random' for m in model.modules()):
         raise ValueError(
             "landmarks='random' cannot be exported, because it draws new landmarks in every "
@@ -166,7 +174,7 @@ def trace(part: Backbone | Network, size: tuple[int, int]):
     step = STEP if windows else 1
     if isinstance(part, Backbone):
         return export(part, inputs, step)
-    step = max(step, part.preprocessing.divisor)
+    step = lcm(step, part.preprocessing.divisor)
     image = inputs.pop('image')
     preprocessing = compose.add_prefix(
         export(part.preprocessing, dict(image=image), 1),
@@ -182,19 +190,21 @@ def trace(part: Backbone | Network, size: tuple[int, int]):
 def export(module: nn.Module, inputs: dict[str, Tensor], step: int):
     """Trace a module for images with sides of any multiple of ``step`` pixels."""
     sides = [step * torch.export.Dim(name, min=2) for name in ('height', 'width')]
-    program = torch.onnx.export(
-        module,
-        kwargs=inputs,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(inputs),
-        output_names=list(module(**inputs)),
-        verbose=False,
-        dynamic_shapes={
-            name: {2: sides[0], 3: sides[1]} if value.ndim == 4 else {}
-            for name, value in inputs.items()
-        },
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # PyTorch warns of what it does itself
+        program = torch.onnx.export(
+            module,
+            kwargs=inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(module(**inputs)),
+            verbose=False,
+            dynamic_shapes={
+                name: {2: sides[0], 3: sides[1]} if value.ndim == 4 else {}
+                for name, value in inputs.items()
+            },
+        )
     return program.model_proto
 
 
@@ -241,11 +251,12 @@ def check_numbers(path: Path, part: Backbone | Network, size: tuple[int, int]) -
             inputs = random_inputs(part, size)
             outputs = session.run({name: x.numpy() for name, x in inputs.items()})
             theirs = {name: torch.from_numpy(x) for name, x in outputs.items()}
-            name = f'{size[0]}x{size[1]}'
+            at = f'{size[0]}x{size[1]}'
             try:
-                yield f'{name}: {compare(part(**inputs), theirs)}'
+                line = compare(part(**inputs), theirs)
             except ValueError as error:
-                raise ValueError(f'ONNX Runtime at {name}: {error}') from None
+                raise ValueError(f'ONNX Runtime at {at}: {error}') from None
+            yield f'{at}: {line}'
 
 
 @contextmanager
@@ -272,7 +283,7 @@ def all_scores(part: Backbone | Network, path: Path) -> Iterator[bytes]:
 @torch.no_grad()
 def main() -> None:
     args = parse_args()
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
+    missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise SystemExit(f'export_onnx.py needs {", ".join(missing)}: install them with pip')
     try:

@@ -4,11 +4,11 @@ from math import isqrt
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 
+from ...ops.shapes import ceil_div
 from ...ops.sizes import smaller
 from .maps import as_map, channels_last
-from .pooling import adaptive_avg_pool
 
 MODES = ('conv', 'avg_pool', 'random')
 
@@ -60,8 +60,27 @@ class Landmarks(nn.Module):
         maps = channels_last(as_map(q.flatten(0, 1), hw))
         maps = self.conv(maps) if self.mode == 'conv' else F.avg_pool2d(maps, self.ratio)
         if self.num_landmarks is not None:
-            maps = adaptive_avg_pool(maps, grid)
+            maps = pool_to_grid(maps, grid)
         tokens = maps.flatten(2).mT
         if self.mode == 'conv':
             tokens = F.gelu(self.norm(tokens))
         return tokens.unflatten(0, q.shape[:2])
+
+
+def pool_to_grid(maps: Tensor, grid: list[int]) -> Tensor:
+    """Adaptive average pooling that supports symbolic sizes, to ``(B, C, *grid)``."""
+    sides = maps.shape[-2:]
+    if not any(isinstance(side, SymInt) for side in sides):
+        return maps if list(sides) == grid else F.adaptive_avg_pool2d(maps, grid)
+    # Other runtimes cannot pool to a dynamic size, but they can multiply matrices.
+    rows, columns = (_pooling_matrix(side, cells, maps) for side, cells in zip(sides, grid))
+    return rows @ maps @ columns.mT
+
+
+def _pooling_matrix(side: int, cells: int, like: Tensor) -> Tensor:
+    """Matrix ``(cells, side)`` whose rows average the positions that fall into each cell."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    first, end = cell * side // cells, ceil_div((cell + 1) * side, cells)
+    place = torch.arange(side, device=like.device)
+    inside = (first <= place) & (place < end)
+    return inside.to(like) / (end - first)
