@@ -52,7 +52,7 @@ class OnnxModel:
         if masks is None:
             instances.bboxes /= boxes.new_tensor(meta['scale_factor']).repeat(2)
             return instances
-        # ONNX has no operator for regions of different sizes, so PyTorch pastes the masks.
+        # In the file, every mask would be as large as the image; mmdet pastes regions.
         roi = self.model.roi_head
         masks = masks[:, None].expand(-1, roi.mask_head.num_classes, -1, -1)
         (instances,) = roi.mask_head.predict_by_feat(

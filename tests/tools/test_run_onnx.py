@@ -179,6 +179,28 @@ def test_no_detections(runtime, exported, photo, run_tool, tmp_path):
     assert prediction['labels'] == prediction['masks'] == []
 
 
+@pytest.mark.parametrize('name', ['Mask R-CNN', 'UperNet'])
+def test_benchmark(name, exported, run_tool):
+    config, options, _, file = exported(name)
+    done = run_tool(
+        *(
+            'benchmarks/runtimes.py',
+            config,
+            file,
+            '--size',
+            '160x192',
+            '--turns',
+            1,
+            '--quiet',
+            *options,
+        )
+    )
+    first, *lines = done.stdout.splitlines()
+    assert first.endswith(f'; {file.name} at 160x192')
+    assert lines[0].startswith('pytorch: ') and lines[0].endswith(' ms, 1.00 of PyTorch')
+    assert lines[1].startswith('onnxruntime: ')
+
+
 @pytest.fixture
 def refused(load_module, tmp_path, monkeypatch, capsys):
     """Run the tool in this process with the detector's config; return its error message."""
