@@ -1,6 +1,7 @@
 """tools/deployment/run_onnx.py predicts and draws with exported networks what predict.py does."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -177,6 +178,22 @@ def test_no_detections(runtime, exported, photo, run_tool, tmp_path):
     )
     prediction, _ = outputs(tmp_path, photo)
     assert prediction['labels'] == prediction['masks'] == []
+
+
+@pytest.mark.long
+def test_program_of_the_readme(exported, photo, tmp_path, monkeypatch, capsys):
+    *_, file = exported('RetinaNet')
+    (tmp_path / 'retinanet.onnx').symlink_to(file)
+    (tmp_path / 'photo.jpg').symlink_to(photo)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / 'tools/deployment/README.md').read_text()
+    (program,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    exec(program, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 100  # the most that the test_cfg allows
+    assert all(
+        re.fullmatch(r'class [0-3], score 0\.\d\d: \d+, \d+, \d+, \d+', line) for line in lines
+    )
 
 
 @pytest.mark.parametrize('name', ['Mask R-CNN', 'UperNet'])
