@@ -189,7 +189,8 @@ def trace(part: Backbone | Network, size: tuple[int, int]):
 
 def export(module: nn.Module, inputs: dict[str, Tensor], step: int):
     """Trace a module for images with sides of any multiple of ``step`` pixels."""
-    sides = [step * torch.export.Dim(name, min=2) for name in ('height', 'width')]
+    suffix = f'_by_{step}' if step > 1 else ''
+    sides = [step * torch.export.Dim(name + suffix, min=2) for name in ('height', 'width')]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # PyTorch warns of what it does itself
         program = torch.onnx.export(
