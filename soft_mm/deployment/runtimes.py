@@ -59,11 +59,12 @@ def open_openvino(file: str | PathLike | bytes, threads: int | None) -> Session:
     except RuntimeError as error:
         raise ValueError(f'OpenVINO cannot open the file: {error}') from None
     outputs = [out.any_name for out in model.outputs]
-    meta = model.get_rt_info().get('framework', {}).get('dataset_meta')
+    path = ['framework', 'dataset_meta']
+    meta = model.get_rt_info(path).value if model.has_rt_info(path) else None
     return Session(
         [out.any_name for out in model.inputs],
         outputs,
-        meta and json.loads(meta.value),
+        meta and json.loads(meta),
         lambda inputs: dict(zip(outputs, compiled(inputs).values())),
     )
 

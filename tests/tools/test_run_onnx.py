@@ -89,7 +89,9 @@ def exported(run_tool, parse_options, tmp_path_factory) -> Callable[[str], tuple
             meta = dict(dataset_meta=dict(classes=('ant', 'bee'))) if name == 'Mask R-CNN' else {}
             state = MODELS.build(cfg.model).state_dict()
             torch.save(dict(state_dict=state, meta=meta), weights)
-            run_tool('deployment/export_onnx.py', config, file, '--checkpoint', weights, *options)
+            arguments = config, file, '--checkpoint', weights, *options
+            done = run_tool('deployment/export_onnx.py', *arguments)
+            assert 'train with model.backbone.num_landmarks=49' in done.stdout
         return config, options, weights, file
 
     return export
@@ -247,7 +249,8 @@ def test_refuses_files(refused, tmp_path):
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node('Identity', ['image'], ['stage1'])], 'g', *([end] for end in ends)
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 20)])
+    opset = onnx.helper.make_opsetid('', 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
     onnx.save(model, tmp_path / 'backbone.onnx')
     error = refused(tmp_path / 'backbone.onnx')
     assert "must have the outputs ['boxes', 'scores', 'labels'] or " in error

@@ -36,9 +36,9 @@ WINDOWED_SIZE = 1024, 1152
 # Models with windows need sides that every stride divides; for others, tracing does not terminate.
 STEP = 32
 SLOW = (
-    "num_landmarks=None with solver='newton': the number of landmarks grows with the image, and the "
-    "exported solver takes longer than PyTorch's. For deployment, train with "
-    'model.backbone.num_landmarks=49'
+    'model.backbone.num_landmarks=None: the number m of landmarks grows with the image, to 1050 at '
+    "800×1344, and the exported solver='newton' takes 28·m³ flops a head where PyTorch takes m³. For "
+    'fast files, train with model.backbone.num_landmarks=49'
 )
 
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from .rational import POLE, apply
 
-PRECISION = 1e-7  # of the inverse, relative to each of its eigenvalues
-
 
 def standard_newton_solve(p: Tensor, v: Tensor, alpha: Tensor, iterations: int) -> Tensor:
     """p ``(..., m, m)``, v ``(..., m, e)``, alpha ``(..., 1, 1)`` -> ``(..., m, e)``."""
@@ -27,11 +25,11 @@ def factor(p: Tensor, root: Tensor, largest: float) -> Tensor:
     """
     eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
     a = p * (root / POLE) + eye
-    condition = 1 + largest / POLE
+    condition, precision = 1 + largest / POLE, torch.finfo(p.dtype).eps
     error, start = (condition - 1) / (condition + 1), 2 / (condition + 1)
     scale = 2 / (2 - error**2)
     v = scale * start * (2 * eye - start * a)  # the first step, from a multiple of I
-    while (error := error**2 * scale / 2) > PRECISION:
+    while (error := error**2 * scale / 2) > precision:
         scale = 2 / (2 - error**2)
         v = scale * (2 * v - v @ a @ v)
     # Where an eigenvalue is small, 1 − v_ii loses the digits that P·V keeps.
