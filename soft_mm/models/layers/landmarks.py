@@ -60,14 +60,14 @@ class Landmarks(nn.Module):
         maps = channels_last(as_map(q.flatten(0, 1), hw))
         maps = self.conv(maps) if self.mode == 'conv' else F.avg_pool2d(maps, self.ratio)
         if self.num_landmarks is not None:
-            maps = _adaptive_avg_pool(maps, grid)
+            maps = pool_to_grid(maps, grid)
         tokens = maps.flatten(2).mT
         if self.mode == 'conv':
             tokens = F.gelu(self.norm(tokens))
         return tokens.unflatten(0, q.shape[:2])
 
 
-def _adaptive_avg_pool(maps: Tensor, grid: list[int]) -> Tensor:
+def pool_to_grid(maps: Tensor, grid: list[int]) -> Tensor:
     """Adaptive average pooling that supports symbolic sizes, to ``(B, C, *grid)``."""
     sides = maps.shape[-2:]
     if not any(isinstance(side, SymInt) for side in sides):
