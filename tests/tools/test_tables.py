@@ -3,8 +3,14 @@
 import copy
 from pathlib import Path
 
+import mmdet
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.fileio import load
+
+from soft_mm.analysis.complexity import build_model, image_size
+from soft_mm.analysis.flops import count_multiply_adds
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +31,21 @@ def test_get_flops(run_tool, config, shape, parameters):
     total, executed = (float(lines[name].split()[0]) for name in ('multiply-adds', 'executed'))
     # What is executed leaves out the norms and computes SOFT's K1 twice.
     assert 0.98 * total < executed < 1.02 * total
+
+
+@pytest.mark.parametrize(
+    ('config', 'published'),
+    [
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', 239),  # mmdet's documentation
+        ('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 267),  # ConvNeXt (arXiv 2201.03545), Table 3
+    ],
+)
+def test_detectors_of_others_count_as_published(config, published):
+    cfg = Config.fromfile(Path(mmdet.__file__).parent / '.mim/configs' / config)
+    assert image_size(cfg) == (800, 1280)
+    model = build_model(cfg).to('meta')
+    counts = count_multiply_adds(model, torch.empty(1, 3, 800, 1280, device='meta'))
+    assert counts.total() == pytest.approx(published * 1e9, abs=0.5e9)
 
 
 def test_bad_shape(run_tool):
