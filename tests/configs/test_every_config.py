@@ -1,5 +1,6 @@
 """Every config trains a step on real images, predicts, and reloads what it saved."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,18 @@ SMALL = 128  # the side in pixels of the images for detectors and segmentors
 def small(cfg: Config) -> list[str]:
     """Options that make the images of detectors and segmentors small."""
     if cfg.default_scope == 'mmdet':
-        several = 'scales' in cfg.train_dataloader.dataset.pipeline[2]
+        train = cfg.train_dataloader.dataset.pipeline
+        if 'scale' in train[2]:
+            sizes = [f'2.scale=({SMALL},{SMALL})']
+        elif 'scales' in train[2]:
+            sizes = [f'2.scales=[({SMALL},{SMALL})]']
+        else:
+            sizes = [
+                f'3.transforms.{place}.scales=[({SMALL},{SMALL})]'
+                for place in ('0.0', '1.0', '1.2')
+            ]
         return [
-            'train_dataloader.dataset.pipeline.2.'
-            + (f'scales=[({SMALL},{SMALL})]' if several else f'scale=({SMALL},{SMALL})'),
+            *(f'train_dataloader.dataset.pipeline.{size}' for size in sizes),
             f'val_dataloader.dataset.pipeline.1.scale=({SMALL},{SMALL})',
         ]
     if cfg.default_scope == 'mmseg':
@@ -58,10 +67,13 @@ def build(cfg: Config) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
-    'name',
-    [pytest.param(name, marks=[] if 'tiny' in name else pytest.mark.long) for name in CONFIGS],
-)
+def marks(name: str) -> list:
+    """Larger models take long. Variants of InLine-Swin are many, and their layers have tests."""
+    is_variant = re.search('inline-swin-tiny_(?!8xb|fpn_1x|upernet)', name)
+    return [pytest.mark.long] if 'tiny' not in name or is_variant else []
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=marks(name)) for name in CONFIGS])
 def test_every_config(name, real_images, parse_options, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     cfg.merge_from_dict(parse_options([*real_images(cfg), *small(cfg)]))
