@@ -20,6 +20,8 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs' / folder).glob('*.py')
 )
 SMALL = 128  # the side in pixels of the images for detectors and segmentors
+# One size of each model; the ablations of InLine-Swin are options of the same model.
+SHORT = re.compile(r'tiny(?!_(.*relu|identity|no-conv|window|fpn_3x))')
 
 
 def small(cfg: Config) -> list[str]:
@@ -67,13 +69,10 @@ def build(cfg: Config) -> nn.Module:
     return model
 
 
-def marks(name: str) -> list:
-    """Larger models take long. Variants of InLine-Swin are many, and their layers have tests."""
-    is_variant = re.search('inline-swin-tiny_(?!8xb|fpn_1x|upernet)', name)
-    return [pytest.mark.long] if 'tiny' not in name or is_variant else []
-
-
-@pytest.mark.parametrize('name', [pytest.param(name, marks=marks(name)) for name in CONFIGS])
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[] if SHORT.search(name) else pytest.mark.long) for name in CONFIGS],
+)
 def test_every_config(name, real_images, parse_options, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     cfg.merge_from_dict(parse_options([*real_images(cfg), *small(cfg)]))

@@ -239,7 +239,6 @@ def test_cascade():
             1,
             dict(tiny=0.3, small=0.3, base=0.5),
         ),
-        ('soft-norm-{}_upernet', 6e-5, 0.01, 160000, 1500, 1, dict(small=0.1)),
     ],
 )
 def test_ade20k(name, lr, decay, iterations, warm_up, power, drop_paths):
