@@ -2,8 +2,7 @@
 
 Each op's ``flops.py`` counts multiply-adds from the shapes of its arguments in two functions:
 ``formula`` counts those of the papers' formulas, independently of the implementation, and
-``executed`` those that the op runs. An op that replaces plain layers has no ``formula``: the tracer
-hooks every module, so that it finds the layers called instead.
+``executed`` those that the op runs.
 """
 
 from collections import Counter
@@ -12,10 +11,9 @@ from functools import partial
 from math import prod
 
 import torch
-from mmengine.analysis import FlopAnalyzer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..ops.dynamic_conv import flops as dynamic_conv
 from ..ops.extension import missing
@@ -38,33 +36,43 @@ OPS = {
 OPS_OF_PLAIN_LAYERS = {'inline_self_attention': inline_attention, 'mlp': mlp}
 
 
+aten = torch.ops.aten
+# What the counts call PyTorch's operators.
+NAMES = {
+    aten.mm: 'linear',
+    aten.addmm: 'linear',
+    aten.bmm: 'matmul',
+    aten.baddbmm: 'matmul',
+    aten._scaled_dot_product_flash_attention_for_cpu: 'matmul',
+    aten.convolution: 'conv',
+    aten.native_batch_norm: 'batch_norm',
+    aten._native_batch_norm_legit_no_training: 'batch_norm',
+    aten.native_group_norm: 'group_norm',
+    aten.native_layer_norm: 'layer_norm',
+}
+
+
 def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
-    """Multiply-adds of softmax attention, which the counters do not support on a CPU."""
+    """Softmax attention, which PyTorch's counter does not support on a CPU."""
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-def _batched_product(_, a: list[int], b: list[int], *__) -> Counter[str]:
-    """Multiply-adds of ``torch.baddbmm``, which MMEngine's counter does not support."""
-    return Counter(matmul=prod(a) * b[-1])
+def _norm(operations: int, x: list[int], *_) -> int:
+    return operations * prod(x)
 
 
-def _jit_handle(count: Callable, inputs: list, outputs: list) -> int | Counter[str]:
-    """Adapt ``count`` to MMEngine's counter, which passes the inputs of a traced graph's node."""
-    return count(
-        *(
-            value.type().sizes() if value.type().kind() == 'TensorType' else value.toIValue()
-            for value in inputs
-        )
-    )
-
-
-_EXECUTED = {
-    **{
-        getattr(torch.ops.soft_mm, name): op.executed
-        for name, op in (OPS | OPS_OF_PLAIN_LAYERS).items()
-    },
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+_ATTENTION = {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+# As fvcore counts them, with which the papers' authors count.
+_NORMS = {
+    aten.native_batch_norm: partial(_norm, 2),
+    aten._native_batch_norm_legit_no_training: partial(_norm, 2),
+    aten.native_group_norm: partial(_norm, 5),
+    aten.native_layer_norm: partial(_norm, 5),
 }
+_EXECUTED = {
+    getattr(torch.ops.soft_mm, name): op.executed
+    for name, op in (OPS | OPS_OF_PLAIN_LAYERS).items()
+} | _ATTENTION
 
 
 class _ExecutedCounter(TorchDispatchMode):
@@ -87,18 +95,32 @@ class _ExecutedCounter(TorchDispatchMode):
 
 
 def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
-    """Count the multiply-adds of the papers' formulas, by operator, with MMEngine's tracer.
+    """Count the multiply-adds of the papers' formulas, by operator.
 
     A multiply-add counts as one, as in the papers. Norms are counted, element-wise operations are
-    not.
+    not. Model and inputs may be on the device 'meta', where nothing is computed.
     """
-    handles = {f'soft_mm::{name}': partial(_jit_handle, op.formula) for name, op in OPS.items()}
-    handles['aten::scaled_dot_product_attention'] = partial(_jit_handle, _attention)
-    handles['aten::baddbmm'] = partial(_jit_handle, _batched_product)
-    analyzer = FlopAnalyzer(model, inputs).set_op_handle(**handles)
-    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analyzer.tracer_warnings('none')
-    return analyzer.by_operator()
+    counts = Counter()
+
+    def add(name: str, formula: Callable, *shapes, **_) -> int:
+        count = formula(*shapes)
+        counts.update(count if isinstance(count, Counter) else {name: count})
+        return 0  # to PyTorch's counter, which knows the operator only by its own name
+
+    def twice(count: Callable, *shapes, **_) -> int:
+        return 2 * count(*shapes)  # as PyTorch's counter counts a multiply-add
+
+    formulas = {
+        getattr(torch.ops.soft_mm, name): partial(add, name, op.formula) for name, op in OPS.items()
+    }
+    for operator, count in (_ATTENTION | _NORMS).items():
+        formulas[operator] = partial(twice, count)
+    # It hooks every module, so that all layers are called and none is replaced by an op.
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
+        model(*inputs)
+    for operator, flops in counter.flop_counts['Global'].items():
+        counts[NAMES.get(operator, str(operator))] += flops // 2
+    return +counts
 
 
 def count_executed(model: nn.Module, *inputs) -> int:

@@ -1,5 +1,7 @@
 """Injective linear attention."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from ..precision import at_least_fp32
 from ..shapes import check_shapes, split_heads
 from ..sizes import known
 from ..windows import Windows
-from .covariance import covariance_inline_attention
+from .covariance import covariance_inline_attention, product_linear_attention
 from .self_attention import covariance_self_attention, is_worthwhile
 
 
@@ -38,11 +40,23 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
     return covariance_inline_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
 
 
+@at_least_fp32
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None = None) -> Tensor:
+    """``Σ_j q_i·k_j v_j / (Σ_j q_i·k_j)`` for every query i, in O(M + N).
+
+    The linear attention that InLine (arXiv 2412.06590, §3) compares with, normalised by division. To
+    the mean of ``s·q_i·k_j`` over j, ``s = d^-½``, 1e-6 is added, so that queries of zeros give zeros.
+    Arguments, result and errors are those of :func:`inline_attention`.
+    """
+    check_shapes(q, k, v)
+    return product_linear_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
+
+
 def inline_self_attention(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    filters: Tensor,
+    filters: Tensor | None,
     filter_bias: Tensor | None,
     num_heads: int,
     windows: Windows,
@@ -60,7 +74,7 @@ def inline_self_attention(
             convolution; T must be 0 unless one window covers the map.
         weight: of the projection to q, k and v, ``(3·C, C)``.
         bias: of the projection, ``(3·C,)``.
-        filters: ``(B·number of windows, C, 3, 3)``.
+        filters: ``(B·number of windows, C, 3, 3)``; None adds no convolution.
         filter_bias: of the convolution, ``(C,)``; needs T = 0.
         num_heads: number of heads; divides C.
         windows: windows of the feature map.
@@ -88,17 +102,20 @@ def inline_self_attention(
 
 def inline_projected_attention(
     qkv: Tensor,
-    filters: Tensor,
+    filters: Tensor | None,
     filter_bias: Tensor | None,
     num_heads: int,
     windows: Windows,
     backend: str | None = None,
+    attention: Callable | None = None,
 ) -> Tensor:
     """:func:`inline_self_attention` of tokens that are already projected to q, k and v.
 
     Args:
         qkv: ``(B, T + N, 3·C)``.
         filters, filter_bias, num_heads, windows, backend: see :func:`inline_self_attention`.
+        attention: a function with the arguments of :func:`inline_attention` that is computed
+            instead of it, on q, k and v of the windows, in every backend.
 
     Returns:
         ``(B, T + N, C)``.
@@ -107,8 +124,9 @@ def inline_projected_attention(
         ValueError: if the backend does not exist, or filter_bias is given and T is not 0.
     """
     _check_filter_bias(qkv, filter_bias, windows)
-    device = qkv.device
-    if choose_backend(backend, device) == 'triton' and runs_triton('inline_attention', device):
+    is_triton = choose_backend(backend, qkv.device) == 'triton'
+    fuses = is_triton and attention is None and filters is not None
+    if fuses and runs_triton('inline_attention', qkv.device):
         from . import triton_kernels
 
         if triton_kernels.supports(qkv, num_heads):
@@ -116,7 +134,8 @@ def inline_projected_attention(
         log_fallback('inline_attention', 'triton', describe(qkv))
     # Windows are split after the projection, whose bias would make k and v of padding nonzero.
     num_tokens = None if windows.is_whole else windows.num_tokens(qkv)[..., None, None]
-    out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens)
+    attention = attention or inline_attention
+    out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens, attention)
     return windows.join(_add_convolution(out, v, filters, filter_bias, windows.size, backend))
 
 
@@ -130,28 +149,30 @@ def _check_filter_bias(tokens: Tensor, filter_bias: Tensor | None, windows: Wind
 
 
 def _projected_attention(
-    qkv: Tensor, num_heads: int, num_tokens: Tensor | None
+    qkv: Tensor, num_heads: int, num_tokens: Tensor | None, attention: Callable
 ) -> tuple[Tensor, Tensor]:
-    """Multi-head :func:`inline_attention` of q, k and v, ``(B, N, 3·C)``.
+    """Multi-head attention of q, k and v, ``(B, N, 3·C)``.
 
     Returns:
         The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
     """
     q, k, v = qkv.chunk(3, -1)
     heads = (split_heads(t, num_heads) for t in (q, k, v))
-    out = inline_attention(*heads, num_tokens)
+    out = attention(*heads, num_tokens)
     return out.to(v.dtype).transpose(1, 2).flatten(2), v
 
 
 def _add_convolution(
     out: Tensor,
     v: Tensor,
-    filters: Tensor,
+    filters: Tensor | None,
     bias: Tensor | None,
     hw: tuple[int, int],
     backend: str | None,
 ) -> Tensor:
     """Add the dynamic convolution of v to the attention, both ``(B, T + N, C)``."""
+    if filters is None:
+        return out
     num_extra = v.shape[1] - hw[0] * hw[1]
     convolved = dynamic_conv(v[:, num_extra:], filters, hw, bias, backend)
     return out + (F.pad(convolved, (0, 0, num_extra, 0)) if num_extra else convolved)
