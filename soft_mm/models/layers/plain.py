@@ -1,4 +1,4 @@
-"""The rule for reading a layer's weights instead of calling the layer."""
+"""The rule for passing the weights of a layer to an op instead of calling the layer."""
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -19,6 +19,7 @@ def is_plain(*layers: nn.Module | None) -> bool:
         layer is None
         # Not isinstance: subclasses compute something else, and parametrised layers are subclasses.
         or type(layer) in (nn.Linear, nn.Conv2d)
+        # Quantised and distributed weights are other tensors. Fake ones stand for any parameter.
         and type(layer.weight) in (nn.Parameter, FakeTensor)
         and 'forward' not in layer.__dict__
         and not layer._forward_pre_hooks
