@@ -1,4 +1,5 @@
-"""Every config trains a step on real images, predicts, and reloads what it saved."""
+"""Every config trains a step on real images, all its parameters get a gradient, it predicts, and
+reloads what it saved."""
 
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint, save_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+
+from soft_mm.engine.hooks.check_model import GradientWatch
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -81,7 +84,10 @@ def test_every_config(name, real_images, parse_options, tmp_path):
     model = build(cfg).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    watch = GradientWatch(model)
     losses = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
+    watch.stop()
+    assert not watch.missing
     assert all(loss.isfinite() for loss in losses.values())
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 

@@ -156,7 +156,8 @@ class SOFT(Backbone):
             self.stages.append(stage)
         self._initialise()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _check_images(self, x: Tensor) -> None:
+        super()._check_images(x)
         # Each stage needs a landmark, so a feature map of at least r×r tokens for its ratio r. At
         # stride s that takes s·(r − 1) + 1 pixels per side, because strides round up.
         smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(self.strides, RATIOS))
@@ -165,4 +166,3 @@ class SOFT(Backbone):
                 f'SOFT needs images of at least {smallest}×{smallest} pixels, for one '
                 f'landmark per stage, got {x.shape[-2]}×{x.shape[-1]}'
             )
-        return super().forward(x)

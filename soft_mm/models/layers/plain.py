@@ -1,4 +1,4 @@
-"""The rule for reading a layer's weights instead of calling the layer."""
+"""The rule for passing the weights of a layer to an op instead of calling the layer."""
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -21,7 +21,9 @@ def is_plain(*layers: nn.Module | None) -> bool:
         layer is None
         # Not isinstance: subclasses compute something else, and parametrised layers are subclasses.
         or type(layer) in (nn.Linear, nn.Conv2d)
-        and type(layer.weight) in (Tensor, nn.Parameter, FakeTensor)  # FSDP's are tensors
+        # FSDP's weights are tensors. Quantised and distributed ones are of other types; fake ones
+        # stand for any parameter.
+        and type(layer.weight) in (Tensor, nn.Parameter, FakeTensor)
         and 'forward' not in layer.__dict__
         and not layer._forward_pre_hooks
         and not layer._forward_hooks

@@ -65,7 +65,7 @@ class WindowAttention(nn.Module):
         if windows.shifted:
             regions = windows.regions(x.device)
             across = regions[:, None, :, None] != regions[:, None, None, :]
-            mask = mask - 100.0 * across  # the released models add −100 instead of −∞
+            mask = mask - 100.0 * across.to(mask)  # the released models add −100 instead of −∞
         if windows.padded:
             mask = mask.masked_fill(~windows.real(x.device)[:, None, None, :], -torch.inf)
         if len(mask) > 1:
@@ -82,7 +82,7 @@ class WindowAttention(nn.Module):
         window, place = windows.places(x.device)
         region = windows.regions(x.device)[window, place]
         bias = self.relative_position_bias(windows.size)[:, place[queries, None], place]
-        bias = bias - 100.0 * (region[queries, None] != region)
+        bias = bias - 100.0 * (region[queries, None] != region).to(bias)
         return _rows(self.qkv(x), self.num_heads, queries, window, bias)
 
 
