@@ -24,7 +24,6 @@ from ..ops.mlp import flops as mlp
 from ..ops.newton_inverse import flops as newton_inverse
 from ..ops.newton_solve import flops as newton_solve
 from ..ops.ridge_solve import flops as ridge_solve
-from ..ops.softmax_attention import flops as softmax_attention
 
 OPS = {
     'gaussian_kernel': gaussian_kernel,
@@ -36,6 +35,11 @@ OPS = {
     'ridge_solve': ridge_solve,
     **({} if missing() else {'convolve_tokens': dynamic_conv}),
 }
+
+
+def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
+    """Multiply-adds of softmax attention, which the counters do not support on a CPU."""
+    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 def _batched_product(_, a: list[int], b: list[int], *__) -> Counter[str]:
@@ -63,10 +67,7 @@ _EXECUTED = {
         getattr(torch.ops.soft_mm, name): partial(_flop_formula, op.executed)
         for name, op in OPS.items()
     },
-    # PyTorch's counter supports it on a GPU alone.
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: partial(
-        _flop_formula, softmax_attention.executed
-    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: partial(_flop_formula, _attention),
 }
 
 
@@ -77,7 +78,7 @@ def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
     not.
     """
     handles = {f'soft_mm::{name}': partial(_jit_handle, op.formula) for name, op in OPS.items()}
-    handles['aten::scaled_dot_product_attention'] = partial(_jit_handle, softmax_attention.formula)
+    handles['aten::scaled_dot_product_attention'] = partial(_jit_handle, _attention)
     handles['aten::baddbmm'] = partial(_jit_handle, _batched_product)
     analyzer = FlopAnalyzer(model, inputs).set_op_handle(**handles)
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
