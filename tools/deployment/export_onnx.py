@@ -126,7 +126,7 @@ def build(args: argparse.Namespace) -> tuple[Backbone | Network, dict]:
     if any(isinstance(m, Landmarks) and m.mode == 'random' for m in model.modules()):
         raise ValueError(
             "landmarks='random' cannot be exported, because it draws new landmarks in every "
-            "call; landmarks must be 'conv' or 'avg_pool'"
+            "call; landmarks must be 'conv', 'avg_pool' or 'biased'"
         )
     part = (Backbone(model.backbone) if args.part == 'backbone' else Network(model)).eval()
     if has_windows(model) and not pads(part) and any(side % STEP for side in args.size):
