@@ -11,7 +11,6 @@ from functools import partial
 from math import prod
 
 import torch
-from mmengine.analysis import FlopAnalyzer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,57 +36,78 @@ OPS = {
 }
 
 
-def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
-    """Multiply-adds of softmax attention, which the counters do not support on a CPU."""
-    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+aten = torch.ops.aten
+# What the counts call PyTorch's operators.
+NAMES = {
+    aten.mm: 'linear',
+    aten.addmm: 'linear',
+    aten.bmm: 'matmul',
+    aten.baddbmm: 'matmul',
+    aten._scaled_dot_product_flash_attention_for_cpu: 'matmul',
+    aten.convolution: 'conv',
+    aten.native_batch_norm: 'batch_norm',
+    aten._native_batch_norm_legit_no_training: 'batch_norm',
+    aten.native_group_norm: 'group_norm',
+    aten.native_layer_norm: 'layer_norm',
+}
 
 
-def _batched_product(_, a: list[int], b: list[int], *__) -> Counter[str]:
-    """Multiply-adds of ``torch.baddbmm``, which MMEngine's counter does not support."""
-    return Counter(matmul=prod(a) * b[-1])
+def _attention(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+    """Softmax attention, which PyTorch's counter does not support on a CPU."""
+    return 2 * prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-def _jit_handle(count: Callable, inputs: list, outputs: list) -> int | Counter[str]:
-    """Adapt ``count`` to MMEngine's counter, which passes the inputs of a traced graph's node."""
-    return count(
-        *(
-            value.type().sizes() if value.type().kind() == 'TensorType' else value.toIValue()
-            for value in inputs
-        )
-    )
+def _norm(operations: int, x: list[int], *_, **__) -> int:
+    return 2 * operations * prod(x)
 
 
-def _flop_formula(count: Callable, *shapes, **_) -> int:
-    """Adapt ``count`` to PyTorch's counter, which counts a multiply-add as two."""
+def _executed(count: Callable, *shapes, **_) -> int:
     return 2 * count(*shapes)
 
 
-_EXECUTED = {
-    **{
-        getattr(torch.ops.soft_mm, name): partial(_flop_formula, op.executed)
-        for name, op in OPS.items()
-    },
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: partial(_flop_formula, _attention),
+# PyTorch's counter counts a multiply-add as two.
+_ATTENTION = {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+# As fvcore counts them, with which the papers' authors count.
+_NORMS = {
+    aten.native_batch_norm: partial(_norm, 2),
+    aten._native_batch_norm_legit_no_training: partial(_norm, 2),
+    aten.native_group_norm: partial(_norm, 5),
+    aten.native_layer_norm: partial(_norm, 5),
 }
 
 
 def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
-    """Count the multiply-adds of the papers' formulas, by operator, with MMEngine's tracer.
+    """Count the multiply-adds of the papers' formulas, by operator.
 
     A multiply-add counts as one, as in the papers. Norms are counted, element-wise operations are
-    not.
+    not. Model and inputs may be on the device 'meta', where nothing is computed.
     """
-    handles = {f'soft_mm::{name}': partial(_jit_handle, op.formula) for name, op in OPS.items()}
-    handles['aten::scaled_dot_product_attention'] = partial(_jit_handle, _attention)
-    handles['aten::baddbmm'] = partial(_jit_handle, _batched_product)
-    analyzer = FlopAnalyzer(model, inputs).set_op_handle(**handles)
-    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analyzer.tracer_warnings('none')
-    return analyzer.by_operator()
+    counts = Counter()
+
+    def add(name: str, formula: Callable, *shapes, **_) -> int:
+        count = formula(*shapes)
+        counts.update(count if isinstance(count, Counter) else {name: count})
+        return 0  # to PyTorch's counter, which knows the operator only by its own name
+
+    ops = {
+        getattr(torch.ops.soft_mm, name): partial(add, name, op.formula) for name, op in OPS.items()
+    }
+    for operator, count in _count({**ops, **_ATTENTION, **_NORMS}, model, inputs).items():
+        counts[NAMES.get(operator, str(operator))] += count
+    return +counts
 
 
 def count_executed(model: nn.Module, *inputs) -> int:
     """Count the multiply-adds of the matrix products and convolutions that PyTorch executes."""
-    with FlopCounterMode(display=False, custom_mapping=_EXECUTED) as counter, torch.no_grad():
+    ops = {
+        getattr(torch.ops.soft_mm, name): partial(_executed, op.executed)
+        for name, op in OPS.items()
+    }
+    return sum(_count({**ops, **_ATTENTION}, model, inputs).values())
+
+
+def _count(formulas: dict, model: nn.Module, inputs: tuple) -> dict:
+    """Multiply-adds of each operator, by PyTorch's counter and by ``formulas``."""
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
         model(*inputs)
-    return counter.get_total_flops() // 2
+    return {operator: flops // 2 for operator, flops in counter.flop_counts['Global'].items()}

@@ -7,7 +7,10 @@ from .mlp import mlp
 from .newton_inverse import newton_inverse
 from .newton_solve import newton_solve
 from .nystrom_attention import nystrom_attention
+from .nystromformer_attention import nystromformer_attention
+from .performer_attention import performer_attention
 from .ridge_solve import ridge_solve
+from .softmax_attention import softmax_attention
 
 __all__ = [
     'dynamic_conv',
@@ -19,6 +22,9 @@ __all__ = [
     'newton_inverse',
     'newton_solve',
     'nystrom_attention',
+    'nystromformer_attention',
+    'performer_attention',
     'ridge_solve',
     'set_backend',
+    'softmax_attention',
 ]

@@ -21,6 +21,11 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+def split_qkv(qkv: Tensor, num_heads: int) -> Tensor:
+    """``(B, N, 3·C)`` -> q, k and v, ``(3, B, num_heads, N, C / num_heads)``."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
 def ceil_div(side: int, size: int) -> int:
     """``side / size``, rounded up."""
     # Not -(-side // size): ONNX rounds integer division towards zero.

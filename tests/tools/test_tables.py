@@ -3,8 +3,14 @@
 import copy
 from pathlib import Path
 
+import mmdet
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.fileio import load
+
+from soft_mm.analysis.complexity import build_model, image_size
+from soft_mm.analysis.flops import count_multiply_adds
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +31,21 @@ def test_get_flops(run_tool, config, shape, parameters):
     total, executed = (float(lines[name].split()[0]) for name in ('multiply-adds', 'executed'))
     # What is executed leaves out the norms and computes SOFT's K1 twice.
     assert 0.98 * total < executed < 1.02 * total
+
+
+@pytest.mark.parametrize(
+    ('config', 'published'),
+    [
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', 239),  # mmdet's documentation
+        ('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 267),  # ConvNeXt (arXiv 2201.03545), Table 3
+    ],
+)
+def test_detectors_of_others_count_as_published(config, published):
+    cfg = Config.fromfile(Path(mmdet.__file__).parent / '.mim/configs' / config)
+    assert image_size(cfg) == (800, 1280)
+    model = build_model(cfg).to('meta')
+    counts = count_multiply_adds(model, torch.empty(1, 3, 800, 1280, device='meta'))
+    assert counts.total() == pytest.approx(published * 1e9, abs=0.5e9)
 
 
 def test_bad_shape(run_tool):
@@ -56,13 +77,13 @@ def test_a_difference_is_found(tables, monkeypatch):
     rows = {row['config']: row for row in changed['imagenet']}
     rows['inline-deit-tiny_8xb512-300e_in1k']['params'] *= 1.03
     rows['inline-pvt-tiny_8xb128-300e_in1k']['flops'] *= 1.1
-    rows['inline-cswin-tiny_8xb128-300e_in1k']['params'] = 20.6  # listed, but agrees
+    rows['inline-swin-tiny_8xb128-300e_in1k']['params'] = 29.2  # listed, but agrees
     monkeypatch.setattr(tables, 'papers', lambda: changed)
     monkeypatch.setattr(tables, 'FOLDERS', ('imagenet',))
     assert [line.split(':')[0] for line in tables.differences()] == [
         'inline-deit-tiny_8xb512-300e_in1k',
         'inline-pvt-tiny_8xb128-300e_in1k',
-        'inline-cswin-tiny_8xb128-300e_in1k',
+        'inline-swin-tiny_8xb128-300e_in1k',
     ]
 
 
@@ -97,11 +118,32 @@ def test_metafiles_name_files_that_exist():
 
 
 def test_only_measured_accuracies_are_ours(tables):
-    config = 'mask-rcnn_soft-norm-tiny_fpn_1x_coco'
-    metrics = {'coco/bbox_mAP': 0.4129, 'coco/segm_mAP': 0.3871}
+    config = 'mask-rcnn_soft-norm-small_fpn_1x_coco'
+    metrics = {
+        'coco/bbox_mAP': 0.4379,
+        'coco/bbox_mAP_50': 0.6601,
+        'coco/bbox_mAP_75': 0.4748,
+        'coco/segm_mAP': 0.4011,
+    }
     row = {
-        line.split('](')[0]: line.split('|')[-5:]
+        line.split('](')[0]: line.split(' | ')[-4:]
         for line in tables.table('coco', {f'configs/coco/{config}.py': metrics})
     }
-    assert row['| [mask-rcnn, soft-norm-tiny'] == [' 41.2 ', ' 41.3 ', ' 38.2 ', ' 38.7 ', '']
-    assert row['| [mask-rcnn, soft-norm-small'] == [' 43.8 ', ' – ', ' 40.1 ', ' – ', '']
+    small, tiny = (row[f'| [mask-rcnn, soft-norm-{size}, 1x'] for size in ('small', 'tiny'))
+    assert small[:2] == ['43.8¹ / 66.0² / 47.5²', '43.8 / 66.0 / 47.5']
+    assert small[2:] == ['40.1¹ / 63.0² / 43.0²', '40.1 / – / – |']
+    assert tiny == ['41.2¹ / – / –', '–', '38.2¹ / – / –', '– |']
+
+
+def test_every_source_is_named(tables):
+    """A number whose source is not the paper has a mark, which is explained below the table."""
+    for folder in tables.FOLDERS:
+        *_, text = '\n'.join(tables.table(folder, {})).rpartition('\n|')
+        for row in tables.papers()[folder]:
+            for name, keys in row.get('sources', {}).items():
+                mark = tables.papers()['sources'][name]['mark']
+                assert f'\n{mark} ' in text
+                assert {key for key in keys if key not in row} == set()
+                assert all(mark in tables.paper_number(row, key) for key in keys)
+            if row.get('ours'):
+                assert not {*row} & {*tables.ACCURACIES}

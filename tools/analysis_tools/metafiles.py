@@ -17,12 +17,12 @@ from soft_mm.analysis.complexity import measure
 ROOT = Path(__file__).parents[2]
 HEAD = "# Written by tools/analysis_tools/metafiles.py; the accuracies are the papers'.\n"
 DATASETS = {'imagenet': 'ImageNet-1k', 'coco': 'COCO', 'ade20k': 'ADE20K'}
-# OpenMMLab's names of the task and the metric, for each accuracy in papers.yml.
+# OpenMMLab's names of the tasks and of their metrics, for each accuracy in papers.yml.
 METRICS = {
-    'top1': ('Image Classification', 'Top 1 Accuracy'),
-    'box_ap': ('Object Detection', 'box AP'),
-    'mask_ap': ('Instance Segmentation', 'mask AP'),
-    'miou': ('Semantic Segmentation', 'mIoU'),
+    'Image Classification': {'top1': 'Top 1 Accuracy'},
+    'Object Detection': {'box_ap': 'box AP', 'box_ap50': 'AP50', 'box_ap75': 'AP75'},
+    'Instance Segmentation': {'mask_ap': 'mask AP', 'mask_ap50': 'AP50', 'mask_ap75': 'AP75'},
+    'Semantic Segmentation': {'miou': 'mIoU', 'macc': 'mAcc'},
 }
 
 
@@ -50,20 +50,21 @@ def files() -> Iterator[tuple[Path, str]]:
 def _model(folder: str, row: dict) -> dict:
     config = f'configs/{folder}/{row["config"]}.py'
     measured = measure(ROOT / config)
-    metadata = {'Training Data': DATASETS[folder], 'Parameters': round(measured['params'] * 1e6)}
-    if 'flops' in measured:
-        metadata['FLOPs'] = round(measured['flops'] * 1e9)
     model = {
         'Name': row['config'],
         'In Collection': row['paper'],
         'Config': config,
-        'Metadata': metadata,
+        'Metadata': {
+            'Training Data': DATASETS[folder],
+            'Parameters': round(measured['params'] * 1e6),
+            'FLOPs': round(measured['flops'] * 1e9),
+        },
     }
-    results = [
-        {'Task': task, 'Dataset': DATASETS[folder], 'Metrics': {metric: row[key]}}
-        for key, (task, metric) in METRICS.items()
-        if key in row
-    ]
+    results = []
+    for task, metrics in METRICS.items():
+        found = {metric: row[key] for key, metric in metrics.items() if key in row}
+        if found:
+            results.append({'Task': task, 'Dataset': DATASETS[folder], 'Metrics': found})
     return {**model, 'Results': results} if results else model
 
 

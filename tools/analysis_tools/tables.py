@@ -26,10 +26,20 @@ TOLERANCES = {'params': 0.02, 'flops': 0.08}
 ACCURACIES = {
     'top1': ('top-1', 'accuracy/top1', 1),
     'box_ap': ('box AP', 'coco/bbox_mAP', 100),
+    'box_ap50': ('AP50', 'coco/bbox_mAP_50', 100),
+    'box_ap75': ('AP75', 'coco/bbox_mAP_75', 100),
     'mask_ap': ('mask AP', 'coco/segm_mAP', 100),
+    'mask_ap50': ('AP50', 'coco/segm_mAP_50', 100),
+    'mask_ap75': ('AP75', 'coco/segm_mAP_75', 100),
     'miou': ('mIoU', 'mIoU', 1),
+    'macc': ('mAcc', 'mAcc', 1),
 }
-COLUMNS = {'imagenet': ('top1',), 'coco': ('box_ap', 'mask_ap'), 'ade20k': ('miou',)}
+# The accuracies of each table; those in one column are separated by slashes.
+COLUMNS = {
+    'imagenet': [('top1',)],
+    'coco': [('box_ap', 'box_ap50', 'box_ap75'), ('mask_ap', 'mask_ap50', 'mask_ap75')],
+    'ade20k': [('miou',), ('macc',)],
+}
 
 
 def config_file(folder: str, row: dict) -> Path:
@@ -42,41 +52,65 @@ def papers() -> dict:
 
 
 def table(folder: str, results: dict[str, dict]) -> Iterator[str]:
-    """Lines of a Markdown table for the README.md beside the configs."""
-    flops = folder == 'imagenet'
+    """Lines of a Markdown table for the README.md beside the configs, and its footnotes."""
+    sizes = folder == 'imagenet'  # the others have one size
     heads = [
         'model',
-        *(['image'] if flops else []),
+        *(['image'] if sizes else []),
         'params (M): paper',
         'ours',
-        *(['multiply-adds (G): paper', 'ours', "+ Newton's iteration"] if flops else []),
+        'multiply-adds (G): paper',
+        'ours',
+        "+ Newton's iteration",
     ]
-    for key in COLUMNS[folder]:
-        heads += [f'{ACCURACIES[key][0]}: paper', 'ours']
+    for keys in COLUMNS[folder]:
+        heads += [f'{" / ".join(ACCURACIES[key][0] for key in keys)}: paper', 'ours']
     yield f'| {" | ".join(heads)} |'
     yield '|---' * len(heads) + '|'
-    for row in papers()[folder]:
+    rows = papers()[folder]
+    for row in rows:
         ours = measure(config_file(folder, row))
-        name = re.sub('_(8xb.*|upernet.*|fpn|1x|coco)', '', row['config']).replace('_', ', ')
-        cells = [f'[{name}]({row["config"]}.py)']
-        cells += [ours['size']] if flops else []
-        cells += [row.get('params', '–'), f'{ours["params"]:.2f}']
-        if flops:
-            cells += [
-                row.get('flops', '–'),
-                f'{ours["flops"]:.2f}',
-                f'{ours["newton"]:.2f}' if ours['newton'] else '–',
-            ]
-        for key in COLUMNS[folder]:
-            cells += accuracy(folder, row, key, results)
+        name = re.sub('_(8xb.*|fpn|coco)', '', row['config']).replace('_', ', ')
+        cells = [f'[{name}]({row["config"]}.py){" (ours)" if row.get("ours") else ""}']
+        cells += [ours['size'][0]] if sizes else []
+        cells += [
+            paper_number(row, 'params'),
+            f'{ours["params"]:.2f}',
+            paper_number(row, 'flops'),
+            f'{ours["flops"]:.{2 if sizes else 0}f}',
+            f'{ours["newton"]:.{2 if sizes else 0}f}' if ours['newton'] else '–',
+        ]
+        for keys in COLUMNS[folder]:
+            cells += accuracies(folder, row, keys, results)
         yield f'| {" | ".join(map(str, cells))} |'
+    used = {source for row in rows for source in row.get('sources', {})}
+    for name, source in papers()['sources'].items():
+        if name in used:
+            yield ''
+            yield f'{source["mark"]} {source["title"]}'
 
 
-def accuracy(folder: str, row: dict, key: str, results: dict[str, dict]) -> list:
-    """The cells with the paper's accuracy and ours; a dash if there is none."""
+def paper_number(row: dict, key: str) -> str:
+    """The paper's number with the mark of its source; a dash if there is none."""
+    marks = [
+        papers()['sources'][name]['mark']
+        for name, keys in row.get('sources', {}).items()
+        if key in keys
+    ]
+    return ''.join([str(row.get(key, '–')), *marks])
+
+
+def accuracies(
+    folder: str, row: dict, keys: tuple[str, ...], results: dict[str, dict]
+) -> tuple[str, str]:
+    """The cells with the paper's accuracies and ours; a dash if there are none."""
     measured = results.get(f'configs/{folder}/{row["config"]}.py', {})
-    _, metric, scale = ACCURACIES[key]
-    return [row.get(key, '–'), f'{scale * measured[metric]:.1f}' if metric in measured else '–']
+    ours = [
+        f'{scale * measured[metric]:.1f}' if metric in measured else '–'
+        for _, metric, scale in map(ACCURACIES.get, keys)
+    ]
+    theirs = [paper_number(row, key) for key in keys]
+    return tuple(' / '.join(numbers) if {*numbers} != {'–'} else '–' for numbers in (theirs, ours))
 
 
 def conversions(results: dict[str, dict]) -> Iterator[str]:
@@ -94,7 +128,7 @@ def conversions(results: dict[str, dict]) -> Iterator[str]:
             theirs,
             f'`{command}`',
             f'[{config}](../../configs/imagenet/{config}.py)',
-            *accuracy('imagenet', row, 'top1', results),
+            *accuracies('imagenet', row, ('top1',), results),
         ]
         yield f'| {" | ".join(map(str, cells))} |'
 
@@ -106,7 +140,7 @@ def differences() -> Iterator[str]:
             ours = measure(config_file(folder, row))
             known = papers()['disagreements'].get(row['config'], {})
             for key, tolerance in TOLERANCES.items():
-                if key not in row or key not in ours:
+                if key not in row:
                     continue
                 far = abs(ours[key] - row[key]) > tolerance * row[key]
                 if far and key not in known:

@@ -133,7 +133,7 @@ def build(args: argparse.Namespace) -> Exported:
     if any(isinstance(m, Landmarks) and m.mode == 'random' for m in model.modules()):
         raise ValueError(
             "landmarks='random' cannot be exported, because it draws new landmarks in every "
-            "call; landmarks must be 'conv' or 'avg_pool'"
+            "call; landmarks must be 'conv', 'avg_pool' or 'biased'"
         )
     if has_windows(model) and any(side % STEP for side in args.size):
         raise ValueError(

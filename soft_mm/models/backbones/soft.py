@@ -1,5 +1,8 @@
 """SOFT and SOFT-Norm (arXiv 2110.11945, 2207.03341)."""
 
+from collections.abc import Callable, Sequence
+from inspect import signature
+
 from torch import Tensor, nn
 
 from ...registry import MODELS
@@ -7,6 +10,9 @@ from ..layers import (
     MLP,
     ConvPatchEmbed,
     LayerNorm2d,
+    LinformerAttention,
+    NystromformerAttention,
+    PerformerAttention,
     PositionEmbed,
     SelfAttention,
     SOFTAttention,
@@ -14,20 +20,27 @@ from ..layers import (
 )
 from .base import Backbone, ClassTokenStage, Stage
 
+ATTENTIONS = {  # of stages 1-3; all but SOFT's own are those that its paper compares it with
+    'gaussian': SOFTAttention,
+    'softmax': SelfAttention,
+    'linformer': LinformerAttention,
+    'performer': PerformerAttention,
+    'nystromformer': NystromformerAttention,
+}
 RATIOS = (8, 4, 2)  # downsampling from tokens to landmarks in stages 1-3
 
 
 class SOFTBlock(nn.Module):
-    """Post-norm block with softmax-free attention (stages 1-3).
+    """Post-norm block, by default with softmax-free attention (stages 1-3).
 
     Args:
-        attn (SOFTAttention): attention layer.
+        attn (nn.Module): attention layer.
         dims (int): embed dims of the tokens.
         drop (float): rate of the element-wise dropout that the authors' code uses in place of
             stochastic depth.
     """
 
-    def __init__(self, attn: SOFTAttention, dims: int, drop: float) -> None:
+    def __init__(self, attn: nn.Module, dims: int, drop: float) -> None:
         super().__init__()
         self.attn = attn
         self.norm1 = nn.LayerNorm(dims)
@@ -54,8 +67,9 @@ class SOFT(Backbone):
             'channels', 'num_heads' and 'depths' (one value per stage) and 'kernel_sizes' (of the
             values' depth-wise convolution in stages 1-3).
         sym_norm (bool): normalise the attention symmetrically, which is SOFT-Norm.
-        landmarks (str): 'conv' computes landmarks with the papers' strided convolution; 'avg_pool'
-            and 'random', the papers' ablations, use average pooling or randomly drawn tokens.
+        landmarks (str): 'conv' computes landmarks with the papers' strided convolution; the papers'
+            ablations use average pooling, 'avg_pool', randomly drawn tokens, 'random', or the first
+            tokens, 'biased'.
         num_landmarks (int, optional): maximum number of landmarks per head, which makes attention
             linear in the number of pixels; 49 leaves 224×224 images unchanged. By default the
             number grows with the image, as in the released code.
@@ -112,9 +126,21 @@ class SOFT(Backbone):
         num_landmarks: int | None = None,
         solver: str = 'newton',
         alpha_scope: str = 'matrix',
+        attention: str = 'gaussian',
+        ratios: Sequence[int] = RATIOS,
         **kwargs,
     ) -> None:
         super().__init__(arch, **kwargs)
+        options = dict(
+            landmarks=landmarks,
+            num_landmarks=num_landmarks,
+            sym_norm=sym_norm,
+            solver=solver,
+            alpha_scope=alpha_scope,
+        )
+        _check_options(attention, ratios, options)
+        layer = ATTENTIONS[attention]
+        takes = _parameters(layer)
         channels, num_heads, kernel_sizes = (
             self.arch[key] for key in ('channels', 'num_heads', 'kernel_sizes')
         )
@@ -126,23 +152,10 @@ class SOFT(Backbone):
             )
             pos_embed = PositionEmbed(dims, self._map_size(i))
             if i < 3:
+                options.update(ratio=ratios[i], kernel_size=kernel_sizes[i])
+                taken = {name: options[name] for name in options.keys() & takes}
                 blocks = [
-                    SOFTBlock(
-                        SOFTAttention(
-                            dims,
-                            num_heads[i],
-                            RATIOS[i],
-                            kernel_sizes[i],
-                            landmarks,
-                            num_landmarks,
-                            sym_norm,
-                            solver,
-                            alpha_scope,
-                        ),
-                        dims,
-                        drop,
-                    )
-                    for drop in drops
+                    SOFTBlock(layer(dims, num_heads[i], **taken), dims, drop) for drop in drops
                 ]
                 stage = Stage(patch_embed, blocks, pos_embed, with_cp=self.with_cp)
             else:
@@ -154,15 +167,43 @@ class SOFT(Backbone):
                     dims, patch_embed, blocks, pos_embed, LayerNorm2d(dims, eps=1e-6), self.with_cp
                 )
             self.stages.append(stage)
+        # Each stage needs a landmark, so a feature map of at least r×r tokens for its ratio r. At
+        # stride s that takes s·(r − 1) + 1 pixels per side, because strides round up.
+        self.smallest = 1
+        if 'ratio' in takes:
+            self.smallest = max(s * (r - 1) + 1 for s, r in zip(self.strides, ratios))
         self._initialise()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        # Each stage needs a landmark, so a feature map of at least r×r tokens for its ratio r. At
-        # stride s that takes s·(r − 1) + 1 pixels per side, because strides round up.
-        smallest = max(stride * (ratio - 1) + 1 for stride, ratio in zip(self.strides, RATIOS))
-        if any(side < smallest for side in x.shape[-2:]):
+        if any(side < self.smallest for side in x.shape[-2:]):
             raise ValueError(
-                f'SOFT needs images of at least {smallest}×{smallest} pixels, for one '
+                f'SOFT needs images of at least {self.smallest}×{self.smallest} pixels, for one '
                 f'landmark per stage, got {x.shape[-2]}×{x.shape[-1]}'
             )
         return super().forward(x)
+
+
+def _parameters(function: Callable) -> set[str]:
+    return set(signature(function).parameters)
+
+
+def _check_options(attention: str, ratios: Sequence[int], options: dict) -> None:
+    """Check the attention and the ratios, and that options which do not apply have their defaults.
+
+    Raises:
+        ValueError: if not; names the option.
+    """
+    if attention not in list(ATTENTIONS):
+        raise ValueError(f'attention must be one of {list(ATTENTIONS)}, got {attention!r}')
+    if (
+        not isinstance(ratios, Sequence)
+        or len(ratios) != 3
+        or not all(isinstance(ratio, int) and ratio >= 1 for ratio in ratios)
+    ):
+        raise ValueError(f'ratios must be three integers >= 1, got {ratios!r}')
+    takes = _parameters(ATTENTIONS[attention])
+    if 'ratio' not in takes:
+        options = dict(options, ratios=tuple(ratios))
+    for name in options.keys() - takes:
+        if options[name] != signature(SOFT).parameters[name].default:
+            raise ValueError(f'{name}={options[name]!r} does not apply to attention={attention!r}')

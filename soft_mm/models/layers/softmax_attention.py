@@ -1,10 +1,12 @@
 """Softmax attention (arXiv 1706.03762) over all tokens, Swin's windows or CSwin's stripes."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops import softmax_attention
+from ...ops.shapes import split_qkv
 from ...ops.sizes import smaller
+from ...ops.softmax_attention.reference import attention_rows
 from ...ops.windows import Windows
 from .heads import check_heads
 from .maps import as_map
@@ -165,8 +167,7 @@ class CrossShapedAttention(nn.Module):
 
 def _attend(qkv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
     """qkv ``(B, N, 3·C)`` and a mask that broadcasts to ``(B, h, N, N)`` -> ``(B, N, C)``."""
-    q, k, v = _split_heads(qkv, num_heads)
-    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+    return softmax_attention(*split_qkv(qkv, num_heads), mask).transpose(1, 2).flatten(2)
 
 
 def _rows(
@@ -176,17 +177,10 @@ def _rows(
     window: Tensor | None = None,
     bias: Tensor | float = 0.0,
 ) -> Tensor:
-    """Softmax attention by its definition: weights ``(B, h, M, N)`` of the tokens ``queries``.
+    """Attention weights ``(B, h, M, N)`` of the tokens ``queries``.
 
     ``window`` ``(N,)`` is the window of each token, and ``bias`` is added to the scores.
     """
-    q, k, _ = _split_heads(qkv, num_heads)
-    scores = q.shape[-1] ** -0.5 * (q[:, :, queries] @ k.mT) + bias
-    if window is not None:
-        scores = scores.masked_fill(window[queries, None] != window, -torch.inf)
-    return scores.softmax(-1)
-
-
-def _split_heads(qkv: Tensor, num_heads: int) -> Tensor:
-    """``(B, N, 3·C)`` -> q, k and v, ``(3, B, h, N, C / h)``."""
-    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, _ = split_qkv(qkv, num_heads)
+    attended = None if window is None else window[queries, None] == window
+    return attention_rows(q[:, :, queries], k, bias, attended)

@@ -10,6 +10,9 @@ from soft_mm.analysis.attention import AttentionCall, record_attention
 from soft_mm.models.layers import (
     CrossShapedAttention,
     InLineAttention,
+    LinformerAttention,
+    NystromformerAttention,
+    PerformerAttention,
     SelfAttention,
     SOFTAttention,
     WindowAttention,
@@ -28,6 +31,9 @@ LAYERS = {
     'InLine, shifted windows': lambda: InLineAttention(DIMS, HEADS, SIZE, shifted=True),
     'InLine, CSwin': lambda: InLineAttention(DIMS, HEADS, lepe=True),
     'softmax': lambda: SelfAttention(DIMS, HEADS),
+    'Performer': lambda: PerformerAttention(DIMS, HEADS),
+    'Nyströmformer': lambda: NystromformerAttention(DIMS, HEADS, 2),
+    'Nyströmformer, 4 landmarks': lambda: NystromformerAttention(DIMS, HEADS, 2, 4),
     'windows': lambda: WindowAttention(DIMS, HEADS, SIZE, False),
     'shifted windows': lambda: WindowAttention(DIMS, HEADS, SIZE, True),
     'stripes': lambda: CrossShapedAttention(DIMS, HEADS, SIZE),
@@ -101,8 +107,27 @@ def test_rows_of_some_queries(name):
     torch.testing.assert_close(rows, call.rows(every)[:, :, some])
     if (filters := call.filters(some)) is not None:
         torch.testing.assert_close(filters, call.filters(every)[:, some])
-    if not name.startswith('SOFT'):
+    if not name.startswith(('SOFT', 'Nyströmformer')):
         torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
+
+
+@pytest.mark.parametrize(('hw', 'num_landmarks'), [((6, 6), None), ((7, 10), None), ((13, 5), 4)])
+@torch.no_grad()
+def test_rows_of_linformer(hw, num_landmarks):
+    """With a reduction that averages, the rows make up what it attends to."""
+    torch.manual_seed(0)
+    layer = LinformerAttention(DIMS, HEADS, 2, num_landmarks).double()
+    layer.reduction.weight.copy_(torch.eye(DIMS)[:, :, None, None] / 4)
+    layer.reduction.bias.zero_()
+    layer.norm = nn.Identity()
+    x = torch.randn(2, hw[0] * hw[1], DIMS, dtype=torch.float64)
+    rows = layer.rows(x, hw, torch.arange(x.shape[1]))
+    torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
+    v = layer.kv(x).chunk(2, -1)[1]
+    out = (rows @ split_heads(v, HEADS)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.proj(out), layer(x, hw))
+    some = torch.tensor([5, 0, 33])
+    torch.testing.assert_close(layer.rows(x, hw, some), rows[:, :, some])
 
 
 STAGES = dict(channels=(8, 8, 16, 16), num_heads=(2, 2, 4, 4), depths=(1, 2, 1, 2))

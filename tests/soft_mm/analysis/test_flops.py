@@ -61,6 +61,7 @@ def test_what_is_executed(layer, saved):
         counts.pop('layer_norm', 0)
         assert count_executed(OnMap(layer), x) == sum(counts.values())
     assert executed == sum(counts.values()) - saved
+    assert counts == count_multiply_adds(OnMap(layer).to('meta'), x.to('meta'))
 
 
 @pytest.mark.parametrize('solver', ['newton', 'ridge'])
@@ -77,6 +78,7 @@ def test_every_way_of_soft_counts_as_the_papers(solver, monkeypatch):
             counted.append(count_multiply_adds(layer, x))
             executed.append(count_executed(layer, x))
     assert counted[0] == counted[1]
+    assert counted[0] == count_multiply_adds(layer.to('meta'), x.to('meta'))
     counted[1].pop('layer_norm')
     assert executed[1] == sum(counted[1].values())
     m = 169

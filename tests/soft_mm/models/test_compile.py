@@ -22,6 +22,10 @@ MODELS = {
     'average landmarks': dict(SOFT, landmarks='avg_pool'),
     'random landmarks': dict(SOFT, landmarks='random'),
     'few landmarks': dict(SOFT, num_landmarks=4),
+    'softmax': dict(SOFT, attention='softmax'),
+    'Linformer': dict(SOFT, attention='linformer', num_landmarks=4),
+    'Performer': dict(SOFT, attention='performer'),
+    'Nyströmformer': dict(SOFT, attention='nystromformer'),
     'InLineDeiT': dict(type='InLineDeiT', arch=dict(channels=(32,), num_heads=(4,), depths=(2,))),
     'pyramid': dict(
         type='InLineDeiT', pyramid=True, arch=dict(channels=(32,), num_heads=(4,), depths=(2,))

@@ -54,7 +54,7 @@ def test_arguments_are_checked():
         SOFTAttention(8, 2, 4, 3)(torch.zeros(1, 27, 8), (3, 9))
 
 
-def test_avg_pool_and_random_landmarks():
+def test_landmarks_without_parameters():
     q, hw = torch.randn(2, 3, 30, 4), (5, 6)
     averaged = Landmarks(4, 2, 'avg_pool')(q, hw)
     assert averaged.shape == (2, 3, 6, 4)
@@ -67,9 +67,10 @@ def test_avg_pool_and_random_landmarks():
     places = [(q[0, 0] == token).all(-1).nonzero().item() for token in chosen[0, 0]]
     assert len(set(places)) == 6
     torch.testing.assert_close(chosen, q[:, :, places])
+    torch.testing.assert_close(Landmarks(4, 2, 'biased')(q, hw), q[:, :, :6], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('mode', ['conv', 'avg_pool', 'random'])
+@pytest.mark.parametrize('mode', ['conv', 'avg_pool', 'random', 'biased'])
 def test_num_landmarks(mode):
     """The limit holds at any size and changes nothing if there are no more landmarks anyway."""
     torch.manual_seed(0)

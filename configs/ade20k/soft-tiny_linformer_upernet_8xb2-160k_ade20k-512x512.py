@@ -1,0 +1,8 @@
+_base_ = './soft-norm-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+model = dict(
+    backbone=dict(
+        attention='linformer',
+        sym_norm=False,
+        init_cfg=dict(checkpoint='checkpoints/soft-tiny_linformer.pth'),
+    )
+)

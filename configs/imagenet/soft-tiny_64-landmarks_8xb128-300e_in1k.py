@@ -1,0 +1,2 @@
+_base_ = './soft-tiny_8xb128-300e_in1k.py'
+model = dict(backbone=dict(ratios=(7, 3, 1), num_landmarks=64))

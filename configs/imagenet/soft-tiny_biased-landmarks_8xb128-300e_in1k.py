@@ -1,0 +1,2 @@
+_base_ = './soft-tiny_8xb128-300e_in1k.py'
+model = dict(backbone=dict(landmarks='biased'))
