@@ -95,13 +95,13 @@ def test_figures_of_images(run_tool, images, tmp_path):
     assert [len(curves) for curves in stages] == [6, 6]  # iterations and one pole, three stages
 
     *_, on_images = found['injectivity']['panels']
-    assert on_images['title'] == 'softmax, queries of InLine-PVT-Tiny'
+    assert on_images['title'] == 'softmax, queries of InLine-PVT'
     for curve in on_images['curves']:
         assert curve['y'] == sorted(curve['y']) and curve['y'][-1] == 1
 
     shares = {c['label']: c['y'] for c in found['locality']['panels'][0]['curves']}
-    convolved = 'inline-pvt-tiny with its convolution'
-    assert all(a < b < 1 for a, b in zip(shares['inline-pvt-tiny'], shares[convolved]))
+    convolved = shares['inline-pvt with its convolution']
+    assert all(a < b < 1 for a, b in zip(shares['inline-pvt'], convolved))
 
 
 def test_speed_is_read_from_the_benchmark(run_tool, tmp_path):
@@ -163,7 +163,10 @@ def test_speed_is_read_from_the_benchmark(run_tool, tmp_path):
     [
         (['locality'], 'locality: --images must name images or a folder of them'),
         (['locality', '--images', 'none'], "'none' must be an image"),
-        (['memory', '--weights', 'swin=x.pth'], "'swin=x.pth' must be NAME=FILE"),
+        (
+            ['locality', '--images', 'docs', '--study', 'none'],
+            'no checkpoint in none/soft-softmax/seed-0',
+        ),
         (['windows', '--device', 'cpu', '--benchmarks', 'none'], 'none/windows_cpu.json'),
     ],
 )

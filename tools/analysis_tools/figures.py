@@ -18,7 +18,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from ctypes import CDLL
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -30,23 +29,38 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from mmengine.config import Config
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soft_mm import build_backbone
+from soft_mm import MODELS, build_backbone
 from soft_mm.analysis.attention import AttentionCall, record_attention
 from soft_mm.analysis.benchmark import add_device, machine, peak_memory
-from soft_mm.fileio import atomic_write
+from soft_mm.fileio import atomic_write, last_checkpoint, load_backbone
 from soft_mm.fileio.media import find_media
 from soft_mm.models.backbones import Backbone
-from soft_mm.models.layers import SelfAttention, SOFTAttention, TransformerBlock
+from soft_mm.models.layers import (
+    LinformerAttention,
+    NystromformerAttention,
+    PerformerAttention,
+    SelfAttention,
+    SOFTAttention,
+    TransformerBlock,
+)
+from soft_mm.ops import set_backend
 from soft_mm.ops.gaussian_kernel import gaussian_kernel
 from soft_mm.ops.inline_attention.reference import attention_rows as inline_rows
 from soft_mm.ops.newton_solve.rational import rational_newton_solve
 from soft_mm.ops.nystrom_attention.solvers import newton_start
-from soft_mm.ops.shapes import ceil_div, split_heads
+from soft_mm.ops.shapes import ceil_div, split_qkv
+from soft_mm.ops.softmax_attention.reference import attention_rows as softmax_rows
 
-BACKBONES = ('soft-tiny', 'soft-norm-tiny', 'inline-pvt-tiny')
+# Names of the study's variants, and the backbones that stand for them with random weights.
+BACKBONES = {
+    'soft': ('soft-tiny', {}),
+    'soft-norm': ('soft-norm-tiny', {}),
+    'soft-softmax': ('soft-tiny', dict(attention='softmax')),
+    'inline-pvt': ('inline-pvt-tiny', {}),
+}
 RESULTS = Path(__file__).with_name('results')
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks/results'
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, as in the configs
@@ -82,17 +96,29 @@ def load_images(args: argparse.Namespace, side: int) -> Tensor:
     return torch.from_numpy(images).float().permute(0, 3, 1, 2)
 
 
-def build(name: str, args: argparse.Namespace, **options) -> Backbone:
-    """A backbone in eval mode with the weights of ``--weights``, or random ones."""
-    torch.manual_seed(0)
-    return build_backbone(name, args.weights.get(name), **options).eval()
+def build(variant: str, args: argparse.Namespace) -> Backbone:
+    """A backbone in eval mode, of the study if there is one, otherwise with random weights.
+
+    Raises:
+        ValueError: if the study has no checkpoint of the variant.
+    """
+    if args.study is None:
+        torch.manual_seed(0)
+        name, options = BACKBONES[variant]
+        return build_backbone(name, **options).eval()
+    folder = args.study / variant / 'seed-0'
+    if (checkpoint := last_checkpoint(folder)) is None:
+        raise ValueError(f'--study: there is no checkpoint in {folder}')
+    backbone = MODELS.build(Config.fromfile(folder / 'config.py').model.backbone)
+    load_backbone(backbone, checkpoint)
+    return backbone.eval()
 
 
 def conditions_of(args: argparse.Namespace) -> str:
     """What the figures of images were made with."""
     images = ', '.join(Path(name).name for name in find_media(args.images).values())
-    weights = ', '.join(f'{name} of {Path(file).name}' for name, file in args.weights.items())
-    return f'images {images}; weights {weights or "random"}'
+    weights = 'of the study' if args.study else 'random'
+    return f'images {images}; weights {weights}'
 
 
 # --- memory -----------------------------------------------------------------------------------------
@@ -102,8 +128,11 @@ DIMS, HEADS, DEPTH, SIDE = 384, 12, 12, 28  # the map of tokens is SIDE tokens w
 # Softmax attention with materialised weights is measured while those of all layers fit in.
 MATERIALISED = 2**32  # bytes
 ATTENTIONS = {
-    'softmax, weights in memory': lambda: SelfAttention(DIMS, HEADS),
+    'softmax, materialised': lambda: SelfAttention(DIMS, HEADS),
     'softmax, fused': lambda: SelfAttention(DIMS, HEADS),
+    'Linformer': lambda: LinformerAttention(DIMS, HEADS, 2, 49),
+    'Performer': lambda: PerformerAttention(DIMS, HEADS),
+    'Nyströmformer': lambda: NystromformerAttention(DIMS, HEADS, 2, 49),
     'SOFT': lambda: SOFTAttention(DIMS, HEADS, 2, 3, num_landmarks=49),
 }
 
@@ -126,7 +155,7 @@ def memory(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
     panel = Panel('training step of 12 layers, batch 1', ('tokens', 'peak memory (MiB)'))
     for name, attention in ATTENTIONS.items():
-        materialised = 'in memory' in name
+        materialised = 'materialised' in name
         lengths = [
             n for n in args.lengths if not materialised or 4 * DEPTH * HEADS * n**2 <= MATERIALISED
         ]
@@ -137,7 +166,7 @@ def memory(args: argparse.Namespace) -> tuple[str, list[Panel]]:
             model(torch.randn(1, length, DIMS, device=args.device)).square().mean().backward()
             model.zero_grad()
 
-        with sdpa_kernel(SDPBackend.MATH) if materialised else nullcontext():
+        with set_backend('reference' if materialised else None):
             step(lengths[0])
             peaks = [peak_memory(partial(step, n), args.device) for n in lengths]
         panel.curves.append(Curve(name, lengths, peaks))
@@ -191,7 +220,7 @@ def inverse_errors(p: Tensor, alpha: Tensor) -> tuple[list[float], float]:
 
 def convergence(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     panels = []
-    for name in ('soft-tiny', 'soft-norm-tiny'):
+    for name in ('soft', 'soft-norm'):
         backbone = build(name, args)
         for side in args.sides:
             panel = Panel(
@@ -203,7 +232,7 @@ def convergence(args: argparse.Namespace) -> tuple[str, list[Panel]]:
                 for k2 in matrices:
                     sums = k2.sum(-1, keepdim=True)
                     found.append(
-                        inverse_errors(*newton_start(k2, sums, name == 'soft-norm-tiny', 'matrix'))
+                        inverse_errors(*newton_start(k2, sums, name == 'soft-norm', 'matrix'))
                     )
                 newton = [statistics.mean(errors) for errors in zip(*(n for n, _ in found))]
                 label = f'stage {stage + 1}, {matrices[0].shape[-1]} landmarks'
@@ -230,10 +259,6 @@ def linear_rows(q: Tensor, k: Tensor) -> Tensor:
     """Weights ``(..., M, N)`` of linear attention with φ = ReLU."""
     scores = q.relu() @ k.relu().mT
     return scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
-
-
-def softmax_rows(q: Tensor, k: Tensor) -> Tensor:
-    return (q.shape[-1] ** -0.5 * (q @ k.mT)).softmax(-1)
 
 
 ROWS = {'linear': linear_rows, 'InLine': inline_rows, 'softmax': softmax_rows}
@@ -266,7 +291,7 @@ def row_distances(rows: Tensor) -> Tensor:
 
 def queries_and_keys(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Queries, at most MAX_QUERIES drawn at random, and all keys of a layer, ``(B, h, ..., d)``."""
-    q, k, _ = (split_heads(t, call.layer.num_heads) for t in call.layer.qkv(call.x).chunk(3, -1))
+    q, k, _ = split_qkv(call.layer.qkv(call.x), call.layer.num_heads)
     return q[:, :, torch.randperm(q.shape[2])[:MAX_QUERIES]], k
 
 
@@ -280,11 +305,11 @@ def injectivity(args: argparse.Namespace) -> tuple[str, list[Panel]]:
             ]
             panels.append(panel)
     tolerances = torch.logspace(-5, 0.3, 54)
-    calls = record_attention(build('inline-pvt-tiny', args), load_images(args, 224))
+    calls = record_attention(build('inline-pvt', args), load_images(args, 224))
     layers = [(call.stage + 1, *queries_and_keys(call)) for call in calls]
     for name, rows in ROWS.items():
         panel = Panel(
-            f'{name}, queries of InLine-PVT-Tiny',
+            f'{name}, queries of InLine-PVT',
             ('sum of the differences of two rows', 'share of pairs that differ less'),
             scales=('log', 'linear'),
         )
@@ -364,7 +389,7 @@ def shares_of(call: AttentionCall) -> Iterator[tuple[str, list[float]]]:
 
 def locality(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     images, found = load_images(args, 224), {}
-    for name in ('soft-norm-tiny', 'inline-pvt-tiny'):
+    for name in ('soft-softmax', 'soft-norm', 'inline-pvt'):
         for call in record_attention(build(name, args), images):
             for part, shares in shares_of(call):
                 label = part if part == 'uniform' else name + part
@@ -479,13 +504,6 @@ def write_json(name: str, conditions: str, panels: list[Panel], path: Path) -> N
         temporary.write_text(json.dumps(data, indent=1))
 
 
-def weights_of(text: str) -> tuple[str, str]:
-    name, _, file = text.partition('=')
-    if name not in BACKBONES or not file:
-        raise argparse.ArgumentTypeError(f'{text!r} must be NAME=FILE, NAME one of {BACKBONES}')
-    return name, file
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -500,12 +518,10 @@ def parse_args() -> argparse.Namespace:
         help=f'images, folders and patterns of them, for {", ".join(OF_IMAGES)}',
     )
     parser.add_argument(
-        '--weights',
-        type=weights_of,
-        nargs='+',
-        default=[],
-        metavar='NAME=FILE',
-        help=f'checkpoints of {", ".join(BACKBONES)} (default: random weights)',
+        '--study',
+        type=Path,
+        metavar='FOLDER',
+        help='work dir of study.py, whose weights the same figures use (default: random weights)',
     )
     parser.add_argument(
         '--sides',
@@ -537,7 +553,6 @@ def parse_args() -> argparse.Namespace:
     )
     add_device(parser)
     args = parser.parse_args()
-    args.weights = dict(args.weights)
     if not args.images and (names := [name for name in args.names if name in OF_IMAGES]):
         parser.error(f'{", ".join(names)}: --images must name images or a folder of them')
     return args

@@ -46,6 +46,10 @@ def inline(**options) -> dict:
 VARIANTS = {
     'soft-norm': soft(sym_norm=True),
     'soft': soft(),
+    'soft-softmax': soft(attention='softmax'),
+    'soft-linformer': soft(attention='linformer'),
+    'soft-performer': soft(attention='performer'),
+    'soft-nystromformer': soft(attention='nystromformer'),
     'inline-pvt': inline(),
     'pvt': dict(
         type='PyramidVisionTransformer',
