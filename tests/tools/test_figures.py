@@ -83,6 +83,19 @@ def test_filters_are_added_around_each_query(figures):
     assert not weights[..., ~inside].any()
 
 
+def test_materialised_softmax_takes_memory_with_the_square_of_the_tokens(run_tool, tmp_path):
+    command = 'memory', '--device', 'cpu', '--lengths', 196, 392, '--out', tmp_path
+    run_tool('analysis_tools/figures.py', *command)
+    (panel,) = json.loads((tmp_path / 'memory.json').read_text())['panels']
+    peaks = {curve['label']: curve['y'] for curve in panel['curves']}
+    assert len(peaks) == 6
+    # At least the weights of 12 layers with 12 heads, in MiB.
+    for i, tokens in enumerate((196, 392)):
+        weights = 12 * 12 * tokens**2 * 4 / 2**20
+        assert peaks['softmax, materialised'][i] - peaks['softmax, fused'][i] > weights
+        assert peaks['softmax, materialised'][i] > peaks['SOFT'][i]
+
+
 def test_figures_of_images(run_tool, images, tmp_path):
     out = tmp_path / 'figures'
     command = 'convergence', 'injectivity', 'locality', '--images', images, '--sides', 64
@@ -163,6 +176,7 @@ def test_speed_is_read_from_the_benchmark(run_tool, tmp_path):
     [
         (['locality'], 'locality: --images must name images or a folder of them'),
         (['locality', '--images', 'none'], "'none' must be an image"),
+        (['memory', '--lengths', '100'], "'100' must be a multiple of 28, at least 56"),
         (
             ['locality', '--images', 'docs', '--study', 'none'],
             'no checkpoint in none/soft-softmax/seed-0',

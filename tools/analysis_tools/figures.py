@@ -504,6 +504,15 @@ def write_json(name: str, conditions: str, panels: list[Panel], path: Path) -> N
         temporary.write_text(json.dumps(data, indent=1))
 
 
+def number_of_tokens(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 2 * SIDE or number % SIDE:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be a multiple of {SIDE}, at least {2 * SIDE}'
+        )
+    return number
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -532,10 +541,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--lengths',
-        type=int,
+        type=number_of_tokens,
         nargs='+',
         default=LENGTHS,
-        help=f'numbers of tokens of memory, multiples of {SIDE} (default: 784 to 6272)',
+        help=f'numbers of tokens of memory, multiples of {SIDE} (default: {" ".join(map(str, LENGTHS))})',
     )
     parser.add_argument(
         '--benchmarks',
