@@ -21,7 +21,7 @@ def study(load_module):
 def options(run_tool, tmp_path_factory) -> list[str]:
     """Options that train for one epoch of two steps."""
     shapes = tmp_path_factory.mktemp('data') / 'shapes'
-    run_tool('misc/make_shapes.py', shapes, '--hard', '--train', 8, '--val', 4, '--size', 64)
+    run_tool('misc/make_shapes.py', shapes, '--hard', '--train', 8, '--val', 12, '--size', 64)
     loaders = 'train', 'val', 'test'
     return [
         '--cfg-options',
@@ -60,7 +60,7 @@ def test_a_variant_is_trained_once(run_tool, options, tmp_path):
 
 def test_a_failed_training_is_no_result(run_tool, tmp_path):
     command = 'analysis_tools/study.py', '--only', 'pvt', '--work-dir', tmp_path
-    done = run_tool(*command, '--cfg-options', 'model.neck.type=None', check=False)
+    done = run_tool(*command, '--cfg-options', 'runner_type=none', check=False)
     assert done.returncode and f'see {tmp_path}/pvt/seed-0/output.txt' in done.stderr
     assert not (tmp_path / 'pvt/seed-0/result.json').exists()
 
