@@ -2,7 +2,6 @@ _base_ = './mask-rcnn_inline-pvt-tiny_fpn_1x_coco.py'
 model = dict(
     backbone=dict(
         arch='medium',
-        drop_path_rate=0.3,
         init_cfg=dict(checkpoint='checkpoints/inline-pvt-medium.pth'),
     )
 )

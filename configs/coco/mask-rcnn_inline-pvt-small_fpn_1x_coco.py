@@ -1,4 +1,8 @@
 _base_ = './mask-rcnn_inline-pvt-tiny_fpn_1x_coco.py'
 model = dict(
-    backbone=dict(arch='small', init_cfg=dict(checkpoint='checkpoints/inline-pvt-small.pth'))
+    backbone=dict(
+        arch='small',
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint='checkpoints/inline-pvt-small.pth'),
+    )
 )

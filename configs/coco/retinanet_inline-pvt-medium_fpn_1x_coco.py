@@ -2,7 +2,7 @@ _base_ = './retinanet_inline-pvt-tiny_fpn_1x_coco.py'
 model = dict(
     backbone=dict(
         arch='medium',
-        drop_path_rate=0.3,
+        drop_path_rate=0.2,
         init_cfg=dict(checkpoint='checkpoints/inline-pvt-medium.pth'),
     )
 )

@@ -130,6 +130,24 @@ def test_coco(draw, name):
                     assert 0 < mask.sum() == inside.sum()
 
 
+def test_coco_crops(draw):
+    """Half of the images are cropped before the last of their resizes, in all of ten batches or none
+    with a probability of 2^-19."""
+    batch = draw('coco/mask-rcnn_inline-swin-tiny_fpn_1x_coco')
+    cropped = []
+    for _ in range(10):
+        for sample in batch('train')[1]:
+            (height, width), (whole_height, whole_width) = sample.img_shape, sample.ori_shape
+            assert min(height, width) in range(480, 801, 32) or max(height, width) == 1333
+            assert max(height, width) <= 1333
+            scale = max(height / whole_height, width / whole_width)
+            cropped.append(
+                abs(height - scale * whole_height) > 1 or abs(width - scale * whole_width) > 1
+            )
+    assert len(cropped) == 20
+    assert {*cropped} == {True, False}
+
+
 def test_ade20k(draw):
     batch = draw('ade20k/soft-norm-tiny_upernet_8xb2-160k_ade20k-512x512')
     inputs, samples = batch('train')

@@ -49,6 +49,7 @@ PARAMS = {
     'ade20k/soft-norm-small_upernet_8xb2-160k_ade20k-512x512.py': 54,
     'ade20k/soft-norm-medium_upernet_8xb2-160k_ade20k-512x512.py': 76,
 }
+FUNCTIONS = ('relu', 'leaky-relu', 'affine-relu')
 # The papers give no number of parameters for these.
 OTHERS = [
     *(
@@ -64,18 +65,33 @@ OTHERS = [
         f'coco/mask-rcnn_soft-norm-{size}_fpn_ms-3x_coco.py'
         for size in ('tiny', 'small', 'medium', 'large')
     ),
-    *(f'coco/mask-rcnn_inline-swin-{size}_fpn_1x_coco.py' for size in ('tiny', 'small', 'base')),
     *(
-        f'ade20k/inline-{name}_upernet_8xb2-160k_ade20k-512x512.py'
-        for name in (
-            'pvt-tiny',
-            'pvt-small',
-            'pvt-medium',
-            'pvt-large',
-            'swin-tiny',
-            'swin-small',
-            'swin-base',
+        f'imagenet/inline-swin-tiny_{ablation}_8xb128-300e_in1k.py'
+        for ablation in (
+            *(f'{function}-division' for function in ('identity', *FUNCTIONS)),
+            *FUNCTIONS,
+            'no-conv',
+            *(f'window-{size}{conv}' for size in (7, 14, 28) for conv in ('', '-no-conv')),
         )
+    ),
+    *(
+        f'coco/{detector}_inline-swin-{size}_fpn_{schedule}_coco.py'
+        for detector, schedule, sizes in (
+            ('mask-rcnn', '1x', ('tiny', 'small', 'base')),
+            ('mask-rcnn', '3x', ('tiny', 'small')),
+            ('cascade-mask-rcnn', '1x', ('tiny',)),
+            ('cascade-mask-rcnn', '3x', ('tiny', 'small', 'base')),
+        )
+        for size in sizes
+    ),
+    *(
+        f'ade20k/inline-pvt-{size}_{head}_ade20k-512x512.py'
+        for head in ('semantic-fpn_8xb2-40k', 'upernet_8xb2-160k')
+        for size in ('tiny', 'small', 'medium', 'large')
+    ),
+    *(
+        f'ade20k/inline-swin-{size}_upernet_8xb2-160k_ade20k-512x512.py'
+        for size in ('tiny', 'small', 'base')
     ),
     *(f'ade20k/soft-norm-{size}_upernet_8xb2-160k_ade20k-512x512.py' for size in ('tiny', 'large')),
 ]

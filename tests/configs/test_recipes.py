@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models.losses import GIoULoss
 from mmengine.config import Config
-from mmengine.model import ExponentialMovingAverage
+from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmpretrain.structures import DataSample
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,42 +136,132 @@ def test_imagenet(name):
     assert rates[middle] == pytest.approx((recipe['lr'] + recipe['last']) / 2, rel=0.01)
 
 
+def last_drop_path(cfg: Config) -> float:
+    """Stochastic depth rate of the last block, which the backbone has in fact."""
+    with torch.device('meta'):
+        backbone = MODELS.build(cfg.model.backbone)
+    return backbone.stages[-1].blocks[-1].drop_path.p
+
+
 @pytest.mark.parametrize(
-    ('name', 'lr', 'decay', 'warm_up'),
+    ('name', 'lr', 'decay', 'steps', 'drop_paths'),
     [
-        ('retinanet_soft-norm-tiny', 1e-4, 1e-4, 500),
-        ('mask-rcnn_soft-norm-large', 2e-4, 1e-4, 500),
-        ('retinanet_inline-pvt-medium', 1e-4, 1e-4, 500),
-        ('mask-rcnn_inline-pvt-tiny', 2e-4, 1e-4, 500),
-        ('mask-rcnn_inline-swin-base', 1e-4, 0.05, 1000),
+        ('retinanet_soft-norm', 1e-4, 1e-4, (8, 11, 12), dict(tiny=0.1, large=0.1)),
+        ('mask-rcnn_soft-norm', 2e-4, 1e-4, (8, 11, 12), dict(small=0.1, medium=0.1)),
+        ('mask-rcnn_soft-norm', 2e-4, 1e-4, (27, 33, 36), dict(tiny=0.1)),
+        (
+            'retinanet_inline-pvt',
+            1e-4,
+            1e-4,
+            (8, 11, 12),
+            dict(tiny=0.1, small=0.1, medium=0.2, large=0.3),
+        ),
+        (
+            'mask-rcnn_inline-pvt',
+            2e-4,
+            1e-4,
+            (8, 11, 12),
+            dict(tiny=0.1, small=0.2, medium=0.1, large=0.2),
+        ),
+        ('mask-rcnn_inline-swin', 1e-4, 0.05, (8, 11, 12), dict(tiny=0.1, small=0.1, base=0.4)),
+        ('mask-rcnn_inline-swin', 1e-4, 0.05, (27, 33, 36), dict(tiny=0.1, small=0.1)),
+        ('cascade-mask-rcnn_inline-swin', 1e-4, 0.05, (8, 11, 12), dict(tiny=0.1)),
+        (
+            'cascade-mask-rcnn_inline-swin',
+            1e-4,
+            0.05,
+            (27, 33, 36),
+            dict(tiny=0.1, small=0.1, base=0.4),
+        ),
     ],
 )
-def test_coco(name, lr, decay, warm_up):
-    cfg = Config.fromfile(ROOT / f'configs/coco/{name}_fpn_1x_coco.py')
+def test_coco(name, lr, decay, steps, drop_paths):
+    first, second, last = steps
+    for size, drop_path in drop_paths.items():
+        (path,) = ROOT.glob(f'configs/coco/{name}-{size}_fpn_*{last // 12}x_coco.py')
+        cfg = Config.fromfile(path)
+        init_default_scope('mmdet')
+        assert last_drop_path(cfg) == pytest.approx(drop_path)
+        optimizer = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
+        assert optimizer.optimizer.defaults['betas'] == (0.9, 0.999)
+        assert optimizer.optimizer.defaults['weight_decay'] == decay
+        assert not optimizer.clip_grad_kwargs
+        assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 16
+        assert cfg.train_cfg.max_epochs == last
+        iters, epochs = (dict(scheduler) for scheduler in cfg.param_scheduler)
+        cfg.param_scheduler = [iters]
+        rates = learning_rates(cfg, 1, 502)
+        assert rates[0] == pytest.approx(1e-3 * lr)
+        assert rates[500] == rates[-1] == pytest.approx(lr)
+        cfg.param_scheduler = [epochs]
+        assert learning_rates(cfg, last, 1) == pytest.approx(
+            [lr] * first + [lr / 10] * (second - first) + [lr / 100] * (last - second)
+        )
+
+
+def test_cascade():
+    """Three heads of four convolutions with SyncBN and one linear layer, trained with GIoU × 10."""
+    cfg = Config.fromfile(ROOT / 'configs/coco/cascade-mask-rcnn_inline-swin-tiny_fpn_1x_coco.py')
     init_default_scope('mmdet')
-    assert cfg.optim_wrapper.optimizer.weight_decay == decay
-    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 16
-    iters, epochs = (dict(scheduler) for scheduler in cfg.param_scheduler)
-    cfg.param_scheduler = [iters]
-    rates = learning_rates(cfg, 1, warm_up + 2)
-    assert rates[0] == pytest.approx(1e-3 * lr)
-    assert rates[warm_up] == rates[-1] == pytest.approx(lr)
-    cfg.param_scheduler = [epochs]
-    rates = learning_rates(cfg, 12, 1)
-    assert rates == pytest.approx([lr] * 8 + [lr / 10] * 3 + [lr / 100])
+    with torch.device('meta'):
+        model = convert_sync_batchnorm(MODELS.build(cfg.model), cfg.sync_bn)
+    assert [head.bbox_coder.stds[0] for head in model.roi_head.bbox_head] == [0.1, 0.05, 0.033]
+    for head in model.roi_head.bbox_head:
+        norms = [m for m in head.modules() if isinstance(m, _BatchNorm)]
+        assert [type(norm) for norm in norms] == 4 * [nn.SyncBatchNorm]
+        assert len(head.shared_fcs) == 1
+        assert isinstance(head.loss_bbox, GIoULoss)
+        assert head.loss_bbox.loss_weight == 10
+        assert head.reg_decoded_bbox  # GIoU compares boxes
+        assert not head.reg_class_agnostic
+    assigners = model.train_cfg.rcnn
+    assert [stage.assigner.pos_iou_thr for stage in assigners] == [0.5, 0.6, 0.7]
 
 
-def test_ade20k():
-    (*_, path) = ROOT.glob('configs/ade20k/*.py')
-    cfg = Config.fromfile(path)
-    init_default_scope('mmseg')
-    assert cfg.optim_wrapper.optimizer.weight_decay == 0.01
-    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 16
-    rates = learning_rates(cfg, 1, 160000)
-    assert rates[0] == pytest.approx(6e-11)
-    assert rates[1500] == max(rates) == pytest.approx(6e-5, rel=1e-3)
-    assert rates[80750] == pytest.approx(3e-5, rel=1e-3)  # half-way down the line
-    assert rates[-1] < 1e-9
+@pytest.mark.parametrize(
+    ('name', 'lr', 'decay', 'iterations', 'warm_up', 'power', 'drop_paths'),
+    [
+        (
+            'inline-pvt-{}_semantic-fpn',
+            2e-4,
+            1e-4,
+            40000,
+            0,
+            0.9,
+            dict(tiny=0.1, small=0.1, medium=0.2, large=0.1),
+        ),
+        (
+            'inline-swin-{}_upernet',
+            6e-5,
+            0.01,
+            160000,
+            1500,
+            1,
+            dict(tiny=0.3, small=0.3, base=0.5),
+        ),
+    ],
+)
+def test_ade20k(name, lr, decay, iterations, warm_up, power, drop_paths):
+    for size, drop_path in drop_paths.items():
+        (path,) = ROOT.glob(f'configs/ade20k/{name.format(size)}_*.py')
+        cfg = Config.fromfile(path)
+        init_default_scope('mmseg')
+        assert last_drop_path(cfg) == pytest.approx(drop_path)
+        assert cfg.optim_wrapper.optimizer.weight_decay == decay
+        assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 16
+        assert cfg.train_cfg.max_iters == iterations
+        with torch.device('meta'):
+            model = convert_sync_batchnorm(MODELS.build(cfg.model), cfg.sync_bn)
+        norms = [m for m in model.decode_head.modules() if isinstance(m, _BatchNorm)]
+        assert {type(norm) for norm in norms} == {nn.SyncBatchNorm}
+        assert model.test_cfg.mode == 'whole'
+        assert cfg.test_dataloader.dataset.pipeline[1].scale == (2048, 512)
+        assert cfg.test_dataloader.dataset.pipeline[1].keep_ratio
+    rates = learning_rates(cfg, 1, iterations)
+    assert rates[0] == pytest.approx(1e-6 * lr if warm_up else lr)
+    assert rates[warm_up] == max(rates) == pytest.approx(lr, rel=1e-3)
+    assert rates[(iterations + warm_up) // 2] == pytest.approx(0.5**power * lr, rel=1e-3)
+    assert rates[-1] < 1e-4 * lr
 
 
 def test_the_average_of_the_weights():

@@ -1,5 +1,6 @@
-# The authors published no segmentation recipe. This is Swin's (arXiv 2103.14030, §A2.3) as in mmseg:
-# 16 images per step, AdamW, 160k iterations. As in all our recipes, biases have no weight decay.
+# The authors published no segmentation recipe. This is Swin's (arXiv 2103.14030, §A2.3) as in mmseg, which
+# InLine's authors use for Agent-Swin (arXiv 2312.08874, github.com/LeapLabTHU/Agent-Attention): 16 images
+# per step, AdamW, 160k iterations. As in all our recipes, biases have no weight decay.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
     paramwise_cfg=dict(

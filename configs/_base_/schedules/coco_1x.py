@@ -1,5 +1,6 @@
-# The authors published no detection recipe. This is PVT's (arXiv 2102.12122, §5.2) as in mmdet:
-# 16 images per step, AdamW, 12 epochs. The lr is RetinaNet's; for Mask R-CNN it is doubled.
+# The authors published no detection recipe. This is PVT's (arXiv 2102.12122, §5.2) as in mmdet, which
+# InLine's authors use for Agent-PVT (arXiv 2312.08874, github.com/LeapLabTHU/Agent-Attention): 16 images
+# per step, AdamW, 12 epochs. The lr is RetinaNet's; for Mask R-CNN it is doubled.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
     paramwise_cfg=dict(

@@ -34,6 +34,12 @@ class InLineSwin(Backbone):
             of 96 at 384×384, also cover the full map of the first stage, and its detectors attend
             over full maps. Smaller windows cost time and memory, because maps are padded to a
             multiple of them.
+        kernel_function (str): φ of injective linear attention, which is applied to queries and keys:
+            'identity', 'relu', 'leaky_relu' or 'affine_relu', ReLU(A·+b) with learned A and b.
+        normalization (str): 'subtraction', or 'division' as in linear attention. Other values of this
+            argument, ``kernel_function`` and ``dynamic_conv`` than the defaults are for ablations:
+            there are no checkpoints and no fused kernels for them.
+        dynamic_conv (bool): add the dynamic convolution to injective linear attention.
         **kwargs: shared arguments, see :class:`Backbone`.
     """
 
@@ -63,6 +69,9 @@ class InLineSwin(Backbone):
         arch: str | dict = 'tiny',
         window_size: int = 7,
         inline_window_size: int | None = None,
+        kernel_function: str = 'identity',
+        normalization: str = 'subtraction',
+        dynamic_conv: bool = True,
         **kwargs,
     ) -> None:
         super().__init__(arch, **kwargs)
@@ -80,7 +89,15 @@ class InLineSwin(Backbone):
             for j, drop in enumerate(drops):
                 shifted = j % 2 == 1
                 attn = (
-                    InLineAttention(dims, num_heads[i], inline_window_size, shifted)
+                    InLineAttention(
+                        dims,
+                        num_heads[i],
+                        inline_window_size,
+                        shifted,
+                        kernel_function=kernel_function,
+                        normalization=normalization,
+                        dynamic_conv=dynamic_conv,
+                    )
                     if j < inline_depths[i]
                     else WindowAttention(dims, num_heads[i], softmax_window_size, shifted)
                 )

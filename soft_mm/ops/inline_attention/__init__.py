@@ -1,5 +1,7 @@
 """Injective linear attention."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..precision import at_least_fp32
 from ..shapes import check_shapes, split_heads
 from ..sizes import known
 from ..windows import Windows
-from .covariance import covariance_inline_attention
+from .covariance import covariance_inline_attention, product_linear_attention
 from .self_attention import covariance_self_attention, is_worthwhile
 
 
@@ -37,16 +39,29 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
     return covariance_inline_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
 
 
+@at_least_fp32
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None = None) -> Tensor:
+    """``Σ_j q_i·k_j v_j / (Σ_j q_i·k_j)`` for every query i, in O(M + N).
+
+    The linear attention that InLine (arXiv 2412.06590, §3) compares with, normalised by division. To
+    the mean of ``s·q_i·k_j`` over j, ``s = d^-½``, 1e-6 is added, so that queries of zeros give zeros.
+    Arguments, result and errors are those of :func:`inline_attention`.
+    """
+    check_shapes(q, k, v)
+    return product_linear_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
+
+
 def inline_self_attention(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    filters: Tensor,
+    filters: Tensor | None,
     filter_bias: Tensor | None,
     num_heads: int,
     windows: Windows,
     mean: Tensor | None = None,
     backend: str | None = None,
+    attention: Callable | None = None,
 ) -> Tensor:
     """Project tokens to q, k and v, apply :func:`inline_attention` and add a convolution of v.
 
@@ -59,7 +74,7 @@ def inline_self_attention(
             convolution; T must be 0 unless one window covers the map.
         weight: of the projection to q, k and v, ``(3·C, C)``.
         bias: of the projection, ``(3·C,)``.
-        filters: ``(B·number of windows, C, 3, 3)``.
+        filters: ``(B·number of windows, C, 3, 3)``; None adds no convolution.
         filter_bias: of the convolution, ``(C,)``; needs T = 0.
         num_heads: number of heads; divides C.
         windows: windows of the feature map.
@@ -69,6 +84,8 @@ def inline_self_attention(
             :func:`soft_mm.ops.dynamic_conv`. On a CPU in fp32 or fp64 and without windows, q and k
             are not computed if that takes fewer flops: the covariance of k and v follows from the
             covariance of the tokens. 'reference' and 'standard' always compute q and k.
+        attention: a function with the arguments of :func:`inline_attention` that is computed
+            instead of it, on q, k and v of the windows, in every backend.
 
     Returns:
         ``(B, T + N, C)``.
@@ -81,12 +98,14 @@ def inline_self_attention(
         raise ValueError(
             f'filter_bias needs tokens of a feature map alone, {height}·{width}, got {x.shape[1]}'
         )
-    if windows.is_whole and is_worthwhile(x, num_heads, backend):
+    if attention is None and windows.is_whole and is_worthwhile(x, num_heads, backend):
         mean = x.mean(1) if mean is None else mean
         out, v = covariance_self_attention(x, mean, weight, bias, num_heads)
         return _add_convolution(out, v, filters, filter_bias, windows.hw, backend)
     qkv = F.linear(x, weight, bias)
-    if choose_backend(backend, x.device) == 'triton' and runs_triton('inline_attention', x.device):
+    is_triton = choose_backend(backend, x.device) == 'triton'
+    fuses = is_triton and attention is None and filters is not None
+    if fuses and runs_triton('inline_attention', x.device):
         from . import triton_kernels
 
         if triton_kernels.supports(qkv, num_heads):
@@ -94,33 +113,36 @@ def inline_self_attention(
         log_fallback('inline_attention', 'triton', describe(qkv))
     # Windows are split after the projection, whose bias would make k and v of padding nonzero.
     num_tokens = None if windows.is_whole else windows.num_tokens(x)[..., None, None]
-    out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens)
+    attention = attention or inline_attention
+    out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens, attention)
     return windows.join(_add_convolution(out, v, filters, filter_bias, windows.size, backend))
 
 
 def _projected_attention(
-    qkv: Tensor, num_heads: int, num_tokens: Tensor | None
+    qkv: Tensor, num_heads: int, num_tokens: Tensor | None, attention: Callable
 ) -> tuple[Tensor, Tensor]:
-    """Multi-head :func:`inline_attention` of q, k and v, ``(B, N, 3·C)``.
+    """Multi-head attention of q, k and v, ``(B, N, 3·C)``.
 
     Returns:
         The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
     """
     q, k, v = qkv.chunk(3, -1)
     heads = (split_heads(t, num_heads) for t in (q, k, v))
-    out = inline_attention(*heads, num_tokens)
+    out = attention(*heads, num_tokens)
     return out.to(v.dtype).transpose(1, 2).flatten(2), v
 
 
 def _add_convolution(
     out: Tensor,
     v: Tensor,
-    filters: Tensor,
+    filters: Tensor | None,
     bias: Tensor | None,
     hw: tuple[int, int],
     backend: str | None,
 ) -> Tensor:
     """Add the dynamic convolution of v to the attention, both ``(B, T + N, C)``."""
+    if filters is None:
+        return out
     num_extra = v.shape[1] - hw[0] * hw[1]
     convolved = dynamic_conv(v[:, num_extra:], filters, hw, bias, backend)
     return out + (F.pad(convolved, (0, 0, num_extra, 0)) if num_extra else convolved)

@@ -295,6 +295,9 @@ def test_errors_list_the_archs_and_arguments(family):
         ('InLinePVT', dict(out_type='cls_token'), r"\['featmap', 'avg_featmap'\], got 'cls_token'"),
         ('InLineDeiT', dict(pyramid=True, out_type='cls_token'), "needs out_type 'featmap'"),
         ('InLineSwin', dict(inline_window_size=0), 'window_size must be None or at least 1, got 0'),
+        ('InLineSwin', dict(kernel_function='elu'), r"'leaky_relu', 'affine_relu'\], got 'elu'"),
+        ('InLineSwin', dict(normalization=['division']), r"'division'\], got \['division'\]"),
+        ('InLineSwin', dict(dynamic_conv=None), 'dynamic_conv must be True or False, got None'),
     ],
 )
 def test_invalid_model_specific_arguments(family, kwargs, message):

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from soft_mm.ops import inline_attention, inline_self_attention, set_backend
+from soft_mm.ops import inline_attention, inline_self_attention, linear_attention, set_backend
 from soft_mm.ops.inline_attention.reference import attention_rows
 from soft_mm.ops.inline_attention.reference import inline_attention as reference
+from soft_mm.ops.inline_attention.reference import linear_attention as linear_reference
 from soft_mm.ops.inline_attention.self_attention import covariance_self_attention, is_worthwhile
 from soft_mm.ops.shapes import split_heads
 from soft_mm.ops.windows import Windows
@@ -25,9 +26,15 @@ def qkv(b, h, m, n, d, e, dtype=torch.float64) -> list[Tensor]:
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_equals_the_definition_with_every_gradient(size):
-    inputs = [t.requires_grad_() for t in qkv(*size)]
-    ours, theirs = inline_attention(*inputs), reference(*inputs)
+@pytest.mark.parametrize(
+    ('op', 'definition'), [(inline_attention, reference), (linear_attention, linear_reference)]
+)
+def test_equals_the_definition_with_every_gradient(op, definition, size):
+    inputs = qkv(*size)
+    if op is linear_attention:  # which divides by the sum of the scores
+        inputs[:2] = (t.abs() for t in inputs[:2])
+    inputs = [t.requires_grad_() for t in inputs]
+    ours, theirs = op(*inputs), definition(*inputs)
     torch.testing.assert_close(ours, theirs)
     grad = tokens(*ours.shape)
     for got, expected in zip(
@@ -47,12 +54,10 @@ def test_rows_sum_to_one():
 
 
 def test_different_queries_have_different_rows():
-    """Linear attention, in contrast, gives q and 3q the same row."""
+    """Linear attention, in contrast, gives q and 3q the same row, but for what it adds to the sum."""
     q, k = tokens(6, 4).abs(), tokens(9, 4).abs()
-    scores, longer = q @ k.mT, 3 * q @ k.mT
-    torch.testing.assert_close(
-        scores / scores.sum(-1, keepdim=True), longer / longer.sum(-1, keepdim=True)
-    )
+    row, longer = (attention_rows(x, k, normalization='division') for x in (q, 3 * q))
+    torch.testing.assert_close(row, longer, rtol=2e-5, atol=0)
     # The centred keys span the space, so any two different queries have different rows.
     rows = attention_rows(torch.cat((q, 3 * q)), k)
     assert torch.pdist(rows).min() > 1e-3
@@ -68,6 +73,13 @@ def test_padding_with_num_tokens_changes_nothing():
     padded = inline_attention(q, k, v, torch.full((2, 1, 1, 1), 7))
     torch.testing.assert_close(padded, reference(*inputs))
     assert (inline_attention(q, k, v) - padded).abs().max() > 0.1
+
+
+def test_linear_attention_of_a_query_of_zeros_is_finite():
+    q, k, v = (t.requires_grad_() for t in qkv(1, 1, 3, 5, 4, 4))
+    out = linear_attention(0 * q, k, v)
+    assert not out.any()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
 def test_non_contiguous_inputs_and_gradients():

@@ -1,0 +1,4 @@
+_base_ = './inline-pvt-tiny_semantic-fpn_8xb2-40k_ade20k-512x512.py'
+model = dict(
+    backbone=dict(arch='large', init_cfg=dict(checkpoint='checkpoints/inline-pvt-large.pth'))
+)
