@@ -55,9 +55,10 @@ def test_newton_converges_to_what_one_pole_computes(figures):
 def test_linear_attention_confuses_the_papers_four_queries(figures, affine):
     rows = figures.four_queries(affine)
     for weights in rows.values():
-        torch.testing.assert_close(weights.sum(-1), torch.ones(4))
+        torch.testing.assert_close(weights.sum(-1), torch.ones(4), rtol=0, atol=1e-5)
     distances = {name: figures.row_distances(weights[None, None]) for name, weights in rows.items()}
-    assert distances['linear'].max() < 1e-6
+    # Their sums of weights, which are at least 0.1, differ by EPS alone.
+    assert distances['linear'].max() < 1e-4
     assert distances['InLine'].min() > 0.05 and distances['softmax'].min() > 0.05
 
 

@@ -60,6 +60,10 @@ BACKBONES = {
     'soft-norm': ('soft-norm-tiny', {}),
     'soft-softmax': ('soft-tiny', dict(attention='softmax')),
     'inline-pvt': ('inline-pvt-tiny', {}),
+    'inline-pvt-division': (
+        'inline-pvt-tiny',
+        dict(kernel_function='relu', normalization='division'),
+    ),
 }
 RESULTS = Path(__file__).with_name('results')
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks/results'
@@ -257,8 +261,7 @@ MAX_QUERIES = 256
 
 def linear_rows(q: Tensor, k: Tensor) -> Tensor:
     """Weights ``(..., M, N)`` of linear attention with φ = ReLU."""
-    scores = q.relu() @ k.relu().mT
-    return scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    return inline_rows(q.relu(), k.relu(), normalization='division')
 
 
 ROWS = {'linear': linear_rows, 'InLine': inline_rows, 'softmax': softmax_rows}
@@ -389,7 +392,7 @@ def shares_of(call: AttentionCall) -> Iterator[tuple[str, list[float]]]:
 
 def locality(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     images, found = load_images(args, 224), {}
-    for name in ('soft-softmax', 'soft-norm', 'inline-pvt'):
+    for name in ('soft-softmax', 'soft-norm', 'inline-pvt', 'inline-pvt-division'):
         for call in record_attention(build(name, args), images):
             for part, shares in shares_of(call):
                 label = part if part == 'uniform' else name + part

@@ -51,6 +51,12 @@ VARIANTS = {
     'soft-performer': soft(attention='performer'),
     'soft-nystromformer': soft(attention='nystromformer'),
     'inline-pvt': inline(),
+    'inline-pvt-relu': inline(kernel_function='relu'),
+    'inline-pvt-division': inline(kernel_function='relu', normalization='division'),
+    'inline-pvt-no-conv': inline(dynamic_conv=False),
+    'inline-pvt-division-no-conv': inline(
+        kernel_function='relu', normalization='division', dynamic_conv=False
+    ),
     'pvt': dict(
         type='PyramidVisionTransformer',
         embed_dims=32,
