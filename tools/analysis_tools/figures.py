@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from ctypes import CDLL
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import cv2
@@ -428,11 +429,11 @@ def read_benchmark(args: argparse.Namespace, name: str) -> dict:
 
 
 def times_of(benchmark: dict) -> dict[tuple[str, int], list[float]]:
-    """Times of the forward passes on square images, by case and side."""
+    """Times of the forward passes, by case and side of the square with as many pixels."""
     return {
-        (r['case'], r['size'][0]): r['times']
+        (r['case'], round(prod(r['size']) ** 0.5)): r['times']
         for r in benchmark['results']
-        if r['mode'] == 'forward' and r['size'][0] == r['size'][1]
+        if r['mode'] == 'forward'
     }
 
 
@@ -458,7 +459,9 @@ def resolution(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     benchmark = read_benchmark(args, 'backbones')
     times = times_of(benchmark)
     sides = sorted({side for _, side in times})
-    panel = Panel('forward pass', ('image side (pixels)', 'time of the twin / time'))
+    panel = Panel(
+        'forward pass', ('√(height · width) of the image (pixels)', 'time of the twin / time')
+    )
     for name, twin in TWINS.items():
         ratios = [ratio(times[twin, side], times[name, side]) for side in sides]
         panel.curves.append(Curve(f'{twin} / {name}', sides, ratios))
