@@ -1,6 +1,5 @@
 # The study's detector, in which tools/analysis_tools/study.py replaces the backbone: half the channels
-# of SOFT-Norm-Tiny, and smaller anchors for smaller shapes. It trains for less than five minutes on two
-# CPU cores.
+# of SOFT-Norm-Tiny, and smaller anchors for smaller shapes.
 _base_ = './retinanet_soft-norm-tiny_fpn_shapes.py'
 model = dict(
     backbone=dict(

@@ -48,21 +48,21 @@ def test_a_variant_is_trained_once(run_tool, options, tmp_path):
     assert (run['variant'], run['seed']) == ('inline-pvt', 0)
     assert all(0 <= run[name] <= 100 for name in ('ap', 'ap50', 'relation'))
     assert run['params'] > 1 and run['memory'] > 50
-    folder = work / 'inline-pvt/seed-0'
-    assert (folder / 'epoch_1.pth').exists()  # figures.py --study reads it and config.py
+    folder = work / 'inline-pvt'
+    assert (folder / 'seed-0/epoch_1.pth').exists()  # figures.py --study reads it and seed-0.py
 
-    written = (folder / 'result.json').stat().st_mtime_ns
+    written = (folder / 'seed-0.json').stat().st_mtime_ns
     assert run_tool(*command, *options).stdout == done.stdout
-    assert (folder / 'result.json').stat().st_mtime_ns == written
+    assert (folder / 'seed-0.json').stat().st_mtime_ns == written
     other = run_tool(*command, *options, 'optim_wrapper.optimizer.lr=1.0', check=False)
-    assert other.returncode and 'was trained with another config' in other.stderr
+    assert other.returncode and 'seed-0.json is of another config' in other.stderr
 
 
 def test_a_failed_training_is_no_result(run_tool, tmp_path):
     command = 'analysis_tools/study.py', '--only', 'pvt', '--work-dir', tmp_path
     done = run_tool(*command, '--cfg-options', 'runner_type=none', check=False)
     assert done.returncode and f'see {tmp_path}/pvt/seed-0/output.txt' in done.stderr
-    assert not (tmp_path / 'pvt/seed-0/result.json').exists()
+    assert not (tmp_path / 'pvt/seed-0.json').exists()
 
 
 def test_mean_and_deviation(study):

@@ -114,7 +114,7 @@ def build(variant: str, args: argparse.Namespace) -> Backbone:
     folder = args.study / variant / 'seed-0'
     if (checkpoint := last_checkpoint(folder)) is None:
         raise ValueError(f'--study: there is no checkpoint in {folder}')
-    backbone = MODELS.build(Config.fromfile(folder / 'config.py').model.backbone)
+    backbone = MODELS.build(Config.fromfile(folder.with_suffix('.py')).model.backbone)
     load_backbone(backbone, checkpoint)
     return backbone.eval()
 
@@ -349,6 +349,11 @@ def local_share(weights: Tensor, queries: Tensor, side: int) -> Tensor:
     return inside.sum((-2, -1)) / size.sum((-2, -1))
 
 
+def mean_shares(weights: Tensor, queries: Tensor) -> list[float]:
+    """The mean share in each of the neighbourhoods."""
+    return [local_share(weights, queries, side).mean().item() for side in NEIGHBOURHOODS]
+
+
 def with_filters(weights: Tensor, filters: Tensor, queries: Tensor) -> Tensor:
     """Add a convolution's filters to the weights of the attention.
 
@@ -369,7 +374,7 @@ def with_filters(weights: Tensor, filters: Tensor, queries: Tensor) -> Tensor:
 
 
 def shares_of(call: AttentionCall) -> Iterator[tuple[str, list[float]]]:
-    """Mean share in each of the neighbourhoods, without and with the layer's convolution."""
+    """Mean shares of a layer's attention, without and with its convolution, and of uniform weights."""
     height, width = call.hw
     ys, xs = (
         torch.linspace(0, side - 1, min(side, GRID)).round().long() for side in (height, width)
@@ -377,18 +382,10 @@ def shares_of(call: AttentionCall) -> Iterator[tuple[str, list[float]]]:
     queries = torch.cartesian_prod(ys, xs)
     tokens = call.num_extra + queries @ torch.tensor([width, 1])
     weights = call.rows(tokens)[..., call.num_extra :].unflatten(-1, call.hw)
-    yield '', [local_share(weights, queries, side).mean().item() for side in NEIGHBOURHOODS]
+    yield '', mean_shares(weights, queries)
     if (filters := call.filters(tokens)) is not None:
-        weights = with_filters(weights, filters, queries)
-        yield (
-            ' with its convolution',
-            [local_share(weights, queries, side).mean().item() for side in NEIGHBOURHOODS],
-        )
-    weights = torch.ones(len(queries), height, width)
-    yield (
-        'uniform',
-        [local_share(weights, queries, side).mean().item() for side in NEIGHBOURHOODS],
-    )
+        yield ' with its convolution', mean_shares(with_filters(weights, filters, queries), queries)
+    yield 'uniform', mean_shares(torch.ones_like(weights), queries)
 
 
 def locality(args: argparse.Namespace) -> tuple[str, list[Panel]]:

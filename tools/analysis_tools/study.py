@@ -113,9 +113,9 @@ def config_of(variant: str, seed: int, args: argparse.Namespace) -> Config:
     return cfg
 
 
-def train(folder: Path) -> None:
-    """Train and evaluate the folder's config in this process, and write the result beside it."""
-    runner = build_runner(Config.fromfile(folder / 'config.py'))
+def train(config: Path) -> None:
+    """Train and evaluate a config in this process, and write the result beside it."""
+    runner = build_runner(Config.fromfile(config))
     start = time.perf_counter()
     memory = peak_memory(runner.train, DEVICE)
     minutes = (time.perf_counter() - start) / 60
@@ -124,9 +124,9 @@ def train(folder: Path) -> None:
         100 * float(runner.message_hub.get_scalar(f'val/coco/{name}').current())
         for name in ('bbox_mAP', 'bbox_mAP_50', 'star_precision', 'twin_precision')
     )
-    variant, seed = folder.parent.name, int(folder.name.removeprefix('seed-'))
+    variant, seed = config.parent.name, int(config.stem.removeprefix('seed-'))
     result = Run(variant, seed, params, ap, ap50, (star + twin) / 2, minutes, memory)
-    with atomic_write(folder / 'result.json') as temporary:
+    with atomic_write(config.with_suffix('.json')) as temporary:
         temporary.write_text(json.dumps(vars(result), indent=1))
 
 
@@ -134,17 +134,18 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> Run:
     """Train a variant in a process of its own, unless it is trained already."""
     cfg = config_of(variant, seed, args)
     folder = Path(cfg.work_dir)
-    config, result = folder / 'config.py', folder / 'result.json'
+    # Not in the folder, to which MMEngine writes its own copy of the config.
+    config, result = folder.with_suffix('.py'), folder.with_suffix('.json')
     if result.exists() and config.read_text() != cfg.pretty_text:
         raise SystemExit(
-            f'study.py: error: {folder} was trained with another config; '
+            f'study.py: error: {result} is of another config; '
             'remove it or choose another --work-dir'
         )
     if not result.exists():
         folder.mkdir(parents=True, exist_ok=True)
         config.write_text(cfg.pretty_text)
         with (folder / 'output.txt').open('w') as output:
-            command = [sys.executable, __file__, '--train', folder]
+            command = [sys.executable, __file__, '--train', config]
             done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
         if done.returncode:
             raise SystemExit(f'study.py: error: training failed, see {output.name}')
