@@ -237,7 +237,7 @@ def main() -> None:
                 bar.update(task, description=f'{variant}, seed {seed}')
                 runs.append(run(variant, seed, args))
                 bar.advance(task)
-    report(f'{machine(DEVICE)}; {args.seeds} seeds', table(runs), runs, args.out)
+    report(f'{machine(DEVICE)}; seeds: {args.seeds}', table(runs), runs, args.out)
     if args.out:
         plot(runs, args.out.with_suffix('.png'))
 
