@@ -64,14 +64,14 @@ def measure(config: Path) -> dict:
 
     Returns:
         'size', the height and width of the input image in pixels, 'params' in millions, 'flops',
-        the multiply-adds in billions, and 'newton', those of Newton's iteration in billions, which
-        the papers do not count.
+        the multiply-adds in billions, and 'newton', those of the iterations for an inverse, SOFT's or
+        Nyströmformer's, in billions, which SOFT's papers do not count.
     """
     cfg = Config.fromfile(config)
     size = image_size(cfg)
     with torch.device('meta'):  # initialising the weights would take longer than counting
         model = build_model(cfg)
         counts = count_multiply_adds(model, torch.empty(1, 3, *size))
-    newton = counts.pop('newton_inverse', 0)
+    newton = counts.pop('newton_inverse', 0) + counts.pop('pseudo_inverse', 0)
     params = sum(p.numel() for p in model.parameters())
     return dict(size=size, params=params / 1e6, flops=counts.total() / 1e9, newton=newton / 1e9)

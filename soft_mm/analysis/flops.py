@@ -22,6 +22,7 @@ from ..ops.inline_attention import flops as inline_attention
 from ..ops.mlp import flops as mlp
 from ..ops.newton_inverse import flops as newton_inverse
 from ..ops.newton_solve import flops as newton_solve
+from ..ops.pseudo_inverse import flops as pseudo_inverse
 from ..ops.ridge_solve import flops as ridge_solve
 
 OPS = {
@@ -31,6 +32,7 @@ OPS = {
     'mlp': mlp,
     'newton_inverse': newton_inverse,
     'newton_solve': newton_solve,
+    'pseudo_inverse': pseudo_inverse,
     'ridge_solve': ridge_solve,
     **({} if missing() else {'convolve_tokens': dynamic_conv}),
 }

@@ -9,6 +9,7 @@ from .newton_solve import newton_solve
 from .nystrom_attention import nystrom_attention
 from .nystromformer_attention import nystromformer_attention
 from .performer_attention import performer_attention
+from .pseudo_inverse import pseudo_inverse
 from .ridge_solve import ridge_solve
 from .softmax_attention import softmax_attention
 
@@ -25,6 +26,7 @@ __all__ = [
     'nystrom_attention',
     'nystromformer_attention',
     'performer_attention',
+    'pseudo_inverse',
     'ridge_solve',
     'set_backend',
     'softmax_attention',

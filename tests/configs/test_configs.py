@@ -48,10 +48,24 @@ PARAMS = {
     },
     'ade20k/soft-norm-small_upernet_8xb2-160k_ade20k-512x512.py': 54,
     'ade20k/soft-norm-medium_upernet_8xb2-160k_ade20k-512x512.py': 76,
+    **{
+        f'imagenet/soft-tiny_{kind}-landmarks_8xb128-300e_in1k.py': 12.96
+        for kind in ('avg-pool', 'random', 'biased')
+    },
 }
 FUNCTIONS = ('relu', 'leaky-relu', 'affine-relu')
-# The papers give no number of parameters for these.
+# The papers give no number of parameters for these, or only one that is rounded to millions.
 OTHERS = [
+    *(f'imagenet/soft-tiny_{number}-landmarks_8xb128-300e_in1k.py' for number in (36, 64, 81)),
+    *(
+        name.format(attention)
+        for name in (
+            'imagenet/soft-tiny_{}_8xb128-300e_in1k.py',
+            'coco/mask-rcnn_soft-tiny_{}_fpn_1x_coco.py',
+            'ade20k/soft-tiny_{}_upernet_8xb2-160k_ade20k-512x512.py',
+        )
+        for attention in ('softmax', 'linformer', 'performer', 'nystromformer')
+    ),
     *(
         f'imagenet/inline-{name}_in1k-384px.py'
         for name in ('swin-base_8xb64-30e', 'cswin-base_8xb64-20e')

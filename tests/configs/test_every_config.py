@@ -20,8 +20,11 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs' / folder).glob('*.py')
 )
 SMALL = 128  # the side in pixels of the images for detectors and segmentors
-# One size of each model; the ablations of InLine-Swin are options of the same model.
-SHORT = re.compile(r'tiny(?!_(.*relu|identity|no-conv|window|fpn_3x))')
+# One size of each model; ablations, and other attentions of SOFT, are options of the same model.
+SHORT = re.compile(
+    r'tiny(?!_(.*relu|identity|no-conv|window|fpn_3x'
+    r'|softmax|linformer|performer|nystromformer|.*landmarks))'
+)
 
 
 def small(cfg: Config) -> list[str]:

@@ -81,6 +81,12 @@ class SOFT(Backbone):
             one per matrix, so that an image's output does not depend on the rest of the batch;
             'batch' computes one per batch, as the released SOFT-Norm does. Both agree where the
             iteration has converged (at 224×224, not at 512×512).
+        attention (str): attention of stages 1-3. 'gaussian' is SOFT's; 'softmax', 'linformer',
+            'performer' and 'nystromformer' are those that it is compared with (arXiv 2110.11945,
+            Table 2). Of the arguments above and below, 'linformer' and 'nystromformer' take
+            ``num_landmarks`` and ``ratios``, the others none.
+        ratios (Sequence[int]): downsampling ratios from the feature map to the grid of landmarks in
+            stages 1-3.
         **kwargs: shared arguments, see :class:`Backbone`.
     """
 
@@ -169,15 +175,15 @@ class SOFT(Backbone):
             self.stages.append(stage)
         # Each stage needs a landmark, so a feature map of at least r×r tokens for its ratio r. At
         # stride s that takes s·(r − 1) + 1 pixels per side, because strides round up.
-        self.smallest = 1
+        self._smallest = 1
         if 'ratio' in takes:
-            self.smallest = max(s * (r - 1) + 1 for s, r in zip(self.strides, ratios))
+            self._smallest = max(s * (r - 1) + 1 for s, r in zip(self.strides, ratios))
         self._initialise()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if any(side < self.smallest for side in x.shape[-2:]):
+        if any(side < self._smallest for side in x.shape[-2:]):
             raise ValueError(
-                f'SOFT needs images of at least {self.smallest}×{self.smallest} pixels, for one '
+                f'SOFT needs images of at least {self._smallest}×{self._smallest} pixels, for one '
                 f'landmark per stage, got {x.shape[-2]}×{x.shape[-1]}'
             )
         return super().forward(x)

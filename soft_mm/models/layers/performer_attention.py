@@ -5,7 +5,7 @@ from math import log
 from torch import Tensor, nn
 
 from ...ops import performer_attention
-from ...ops.performer_attention import orthogonal_features
+from ...ops.performer_attention.features import orthogonal_features
 from ...ops.performer_attention.reference import attention_rows
 from ...ops.shapes import split_qkv
 from .heads import check_heads

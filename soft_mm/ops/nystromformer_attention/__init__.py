@@ -4,10 +4,10 @@ from torch import Tensor
 
 from ..backend import choose_backend
 from ..precision import at_least_fp32
+from ..pseudo_inverse import pseudo_inverse
 from ..shapes import check_shapes
 from ..softmax_attention import softmax_attention
 from ..softmax_attention.reference import attention_rows
-from .pseudo_inverse import pseudo_inverse
 from .reference import nystromformer_attention as materialised_nystromformer_attention
 
 
@@ -45,11 +45,11 @@ def nystromformer_attention(
         arguments = q, k, v, q_landmarks, k_landmarks
         return materialised_nystromformer_attention(*arguments).to(v.dtype)
     values = softmax_attention(q_landmarks, k, v, backend=backend)
-    values = _solve(q_landmarks, k_landmarks, values).to(v.dtype)
+    values = _solve(q_landmarks, k_landmarks, values, backend).to(v.dtype)
     return softmax_attention(q, k_landmarks, values, backend=backend)
 
 
 @at_least_fp32
-def _solve(q_landmarks: Tensor, k_landmarks: Tensor, values: Tensor) -> Tensor:
+def _solve(q_landmarks: Tensor, k_landmarks: Tensor, values: Tensor, backend: str | None) -> Tensor:
     """``pinv(S(q̃, k̃)) · values``: landmarks ``(..., m, d)``, values ``(..., m, e)``."""
-    return pseudo_inverse(attention_rows(q_landmarks, k_landmarks)) @ values
+    return pseudo_inverse(attention_rows(q_landmarks, k_landmarks), backend=backend) @ values

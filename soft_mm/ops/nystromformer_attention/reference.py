@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ..precision import at_least_fp32
+from ..pseudo_inverse.reference import pseudo_inverse
 from ..softmax_attention.reference import attention_rows as softmax_rows
-from .pseudo_inverse import pseudo_inverse
 
 
 @at_least_fp32

@@ -5,10 +5,7 @@ from torch import Tensor
 from ..backend import choose_backend
 from ..precision import at_least_fp32
 from ..shapes import check_shapes
-from .features import orthogonal_features
 from .reference import performer_attention as materialised_performer_attention
-
-__all__ = ['orthogonal_features', 'performer_attention']
 
 
 @at_least_fp32
@@ -24,7 +21,7 @@ def performer_attention(
         q: queries ``(..., M, d)``, any strides.
         k: keys ``(..., N, d)``, same leading dimensions.
         v: values ``(..., N, e)``.
-        features: directions ``(F, d)`` of the random features, see :func:`orthogonal_features`.
+        features: directions ``(F, d)`` of the random features, for instance those of ``features.py``.
         backend: 'reference' materialises the weights; all others take linear time and memory.
 
     Returns:

@@ -8,7 +8,14 @@ from torch import nn
 
 import soft_mm
 from soft_mm.analysis.flops import count_executed, count_multiply_adds
-from soft_mm.models.layers import InLineAttention, SelfAttention, SOFTAttention
+from soft_mm.models.layers import (
+    InLineAttention,
+    LinformerAttention,
+    NystromformerAttention,
+    PerformerAttention,
+    SelfAttention,
+    SOFTAttention,
+)
 from soft_mm.ops import set_backend
 from soft_mm.ops.gaussian_product import tiled
 
@@ -42,6 +49,22 @@ def test_inline_attention_counts_as_its_formula():
     assert counts['linear'] == 4 * B * N * C * C
     assert counts['conv'] == B * N * C * 9
     assert counts['matmul'] == B * H * (2 * N + 1) * D * D + 10 * B * C * D
+
+
+def test_the_attentions_of_softs_comparison_count_as_their_formulas():
+    """Linear layers, and products of tokens with m = 12 landmarks or F = 5 features."""
+    m, f = 12, 5
+    x, head = torch.randn(B, N, C), B * H * D
+    counts = count_multiply_adds(OnMap(LinformerAttention(C, H, 2)), x)
+    assert counts['linear'] == 2 * B * (N + m) * C * C
+    assert counts['conv'] == B * m * C * 4 * C
+    assert counts['matmul'] == head * 2 * N * m
+    counts = count_multiply_adds(OnMap(PerformerAttention(C, H)), x)
+    assert counts.total() == 4 * B * N * C * C + head * 4 * N * f
+    counts = count_multiply_adds(OnMap(NystromformerAttention(C, H, 2)), x)
+    assert counts['linear'] == 4 * B * N * C * C
+    assert counts['matmul'] == head * (4 * N * m + 2 * m * m)
+    assert counts['pseudo_inverse'] == B * H * 24 * m**3
 
 
 @pytest.mark.parametrize(
