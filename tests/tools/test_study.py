@@ -93,3 +93,12 @@ def test_variants_differ_in_the_backbone_alone(study):
         del rest.model.backbone, rest.model.neck.in_channels
         rest.merge_from_dict(dict(randomness=dict(seed=1), work_dir=f'work/{variant}/seed-1'))
         assert cfg.to_dict() == rest.to_dict(), variant
+
+
+def test_variants_of_inline_have_their_options(study):
+    shared = study.VARIANTS['inline-pvt-division-no-conv']
+    backbone = MODELS.build(dict(shared, depths=(1, 1, 1, 1)))
+    for stage in backbone.stages:
+        attention = stage.blocks[0].attn
+        assert attention.normalization == 'division' and attention.filters is None
+        assert isinstance(attention.kernel_function, torch.nn.ReLU)
