@@ -1,4 +1,5 @@
 # make demo    train and evaluate a SOFT-Norm detector on generated shapes, and predict with it
+# make study   train a small detector with every backbone and attention; SEEDS=3 for three runs each
 # make test    lint and the test suite: 15 to 26 minutes on two cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
@@ -34,8 +35,9 @@ PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell echo $$(($$(n
     --dist loadfile --no-loadscope-reorder --durations 20
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
+SEEDS ?= 1
 
-.PHONY: demo test test-all test-fast test-core test-openmmlab wheel test-wheel docs lint setup pins clean
+.PHONY: demo study test test-all test-fast test-core test-openmmlab wheel test-wheel docs lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -49,6 +51,12 @@ demo: setup
 	$(STEP) 'predict on images that the training has not seen' 'The checkpoint is in $(DEMO_OUT).' \
 	    sh -c '$(BIN)/python tools/predict.py $(DEMO) $$(cat $(DEMO_OUT)/last_checkpoint) \
 	        data/shapes/val/00000?.png --score-thr 0.5 --out $(DEMO_OUT)/predictions'
+
+study: setup
+	$(STEP) 'generate small shapes in clutter' 'Remove data/hard-shapes and run make study again.' \
+	    $(BIN)/python tools/misc/make_shapes.py data/hard-shapes --hard --train 1000 --val 200
+	$(STEP) 'train and evaluate every variant' 'Run make study again: it goes on where it stopped.' \
+	    $(BIN)/python tools/analysis_tools/study.py --seeds $(SEEDS) --out work_dirs/study/results
 
 test: lint
 	$(STEP) 'run the tests' 'The failures stand above.' $(PYTEST)
@@ -148,4 +156,4 @@ pins:
 	@sed -E -i "s/( ;| and)( python_full_version < '3.14' and)? platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements.txt
 
 clean:
-	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) $(DOCS) work_dirs data/shapes build dist soft_mm/.mim soft_mm/_C*.so *.egg-info
+	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) $(DOCS) work_dirs data/shapes data/hard-shapes build dist soft_mm/.mim soft_mm/_C*.so *.egg-info

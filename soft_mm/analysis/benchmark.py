@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from ..fileio import atomic_write
+
 
 def milliseconds(step: Callable, device: str) -> float:
     """Time one call of ``step`` in milliseconds, until the device has finished."""
@@ -63,12 +65,10 @@ def report(conditions: str, table: str, results: list, out: Path | None) -> None
     text = f'{conditions}\n\n{table}\n'
     print(text)
     if out:
-        out.with_suffix('.md').write_text(text)
-        out.with_suffix('.json').write_text(
-            json.dumps(
-                dict(machine=conditions, results=[vars(result) for result in results]), indent=1
-            )
-        )
+        data = dict(machine=conditions, results=[vars(result) for result in results])
+        for suffix, content in (('.md', text), ('.json', json.dumps(data, indent=1))):
+            with atomic_write(out.with_suffix(suffix)) as temporary:
+                temporary.write_text(content)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

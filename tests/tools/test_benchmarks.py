@@ -81,6 +81,21 @@ def test_every_twin_and_reference_is_a_case(benchmark):
             assert reference.backend == 'reference' and reference.twin == case.twin
 
 
+def test_windows_are_measured_at_224_alone(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, 'measure_times', lambda results, args: None)
+    monkeypatch.setattr(benchmark, 'memory_of', lambda result, device: 1.0)
+    args = argparse.Namespace(
+        only=['windows'], sizes=benchmark.SIZES, modes=['forward'], device='cpu', quiet=True
+    )
+    results = benchmark.run_all(args)
+    assert [r.case for r in results] == [
+        f'{name}, windows of {size}'
+        for size in (7, 14, 28, 56)
+        for name in ('Swin-T', 'InLine-Swin-T')
+    ]
+    assert {r.size for r in results} == {(224, 224)}
+
+
 def test_a_way_that_differs_gets_no_time(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, 'AGREE', -1.0)
     args = argparse.Namespace(
@@ -108,7 +123,7 @@ def test_exponent_and_ratios(benchmark):
     assert '| SOFT-Norm-Tiny | forward | 1.00 | 1.00 |' in text
 
 
-@pytest.mark.parametrize('name', ['backbones', 'figures', 'ops'])
+@pytest.mark.parametrize('name', ['backbones', 'ops'])
 def test_the_commands_in_the_docstring_are_valid(name, load_module, monkeypatch):
     module = load_module(ROOT / f'tools/benchmarks/{name}.py')
     commands = re.findall(rf'^    {name}\.py(.*?)(?:   .*)?$', module.__doc__, re.MULTILINE)
@@ -116,19 +131,6 @@ def test_the_commands_in_the_docstring_are_valid(name, load_module, monkeypatch)
     for options in commands:
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *options.split()])
         module.parse_args()
-
-
-def test_figures_beside_the_papers_numbers(run_tool, tmp_path):
-    command = ('--device', 'cpu', '--only', 'windows', '--turns', 1, '--out', tmp_path / 'cpu')
-    done = run_tool('benchmarks/figures.py', *command)
-    assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
-    swin, inline = json.loads((tmp_path / 'cpu.json').read_text())['results']
-    assert (swin['model'], inline['model']) == ('Swin-T', 'InLine-Swin-T')
-    for curve in (swin, inline):
-        assert curve['x'] == [7, 14, 28, 56]
-        assert curve['values'][0] == curve['paper'][0] == 1 and min(curve['values']) > 0
-    assert '| Swin-T, paper | 1 | 0.851 | 0.536 | 0.29 |' in done.stdout
-    assert (tmp_path / 'cpu.png').stat().st_size > 10000
 
 
 @pytest.mark.parametrize('size', ['224', '0x5', 'axb'])

@@ -107,6 +107,28 @@ def test_no_val_images(run, tmp_path):
     assert not coco.imgs and not coco.anns and len(coco.cats) == 4
 
 
+def test_hard(run_tool, shapes, tmp_path):
+    """Stars are twins where the image has more than one, and shapes are smaller and more."""
+    words = tmp_path / 'hard', '--train', 60, '--val', 0, '--hard'
+    run_tool('misc/make_shapes.py', *words)
+    assert 'Reused' in run_tool('misc/make_shapes.py', *words).stdout
+    assert (
+        '--hard True (now False)'
+        in run_tool('misc/make_shapes.py', *words[:-1], check=False).stderr
+    )
+    coco = COCO(str(tmp_path / 'hard' / 'annotations' / 'instances_train.json'))
+    assert [c['name'] for c in coco.loadCats([4, 5])] == ['star', 'twin']
+    stars = [
+        [ann['category_id'] for ann in coco.imgToAnns[i] if ann['category_id'] >= 4]
+        for i in coco.imgs
+    ]
+    assert all(labels == [4] or set(labels) == {5} for labels in stars if labels)
+    assert any(len(labels) == 1 for labels in stars) and any(len(labels) > 1 for labels in stars)
+    assert max(len(anns) for anns in coco.imgToAnns.values()) > 4
+    # Radii of at most a ninth of the side of 128 pixels, and of the pixels that the outline covers.
+    assert max(max(ann['bbox'][2:]) for ann in coco.anns.values()) <= 2 * (128 // 9) + 2
+
+
 def test_reuse(run, shapes):
     before = contents(shapes)
     result = run(shapes)

@@ -3,6 +3,7 @@
     backbones.py                        print a table of all cases on this machine
     backbones.py --out folder/name      also write folder/name.md, name.json and the plot name.png
     backbones.py --device cuda --sizes 512x512 800x1344 --only SOFT-Norm PVT-Tiny
+    backbones.py --only windows         Swin-T and InLine-Swin-T with larger windows
 
 Forward passes and training steps (forward and backward) on one random image. Times are measured in one
 process, in which the cases of a size take turns run by run, because the speed of a machine drifts; a ratio
@@ -30,7 +31,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from soft_mm import InLineCSwin
+from soft_mm import InLineCSwin, InLineSwin
 from soft_mm.analysis.benchmark import (
     add_device,
     add_out,
@@ -87,6 +88,17 @@ def pvt(*num_layers: int) -> Case:
     return Case(config, package='mmdet')
 
 
+def windows(size: int) -> dict[str, Case]:
+    """Swin-T and InLine-Swin-T with windows of ``size`` tokens in the stages whose maps are larger."""
+    # mmdet's Swin would pad a map that is smaller than the window.
+    softmax = {**InLineSwin.arch_zoo['tiny'], 'inline_depths': (0, 0, 0, 0)}
+    twin = f'Swin-T, windows of {size}'
+    return {
+        twin: Case(dict(type='soft_mm.InLineSwin', arch=softmax, window_size=size)),
+        f'InLine-{twin}': Case(dict(type='soft_mm.InLineSwin', inline_window_size=size), twin),
+    }
+
+
 SOFT_REFERENCE, INLINE_REFERENCE = 'SOFT-Norm-Tiny, reference', 'InLine-PVT-Tiny, reference'
 CASES = {
     SOFT_REFERENCE: Case(soft(), 'PVT-Tiny', backend='reference'),
@@ -122,6 +134,10 @@ CASES = {
     'ConvNeXt-T': Case(
         dict(type='mmpretrain.ConvNeXt', arch='tiny', **STAGES), package='mmpretrain'
     ),
+    **windows(7),
+    **windows(14),
+    **windows(28),
+    **windows(56),
 }
 MODES = ('forward', 'training step')
 SIZES = [(224, 224), (384, 384), (512, 512), (640, 640), (1024, 1024), (800, 1344)]
@@ -186,7 +202,9 @@ def step_of(name: str, size: tuple[int, int], mode: str, device: str) -> Callabl
 
 
 def is_measured(name: str, size: tuple[int, int], mode: str) -> bool:
-    """Whether the case is measured at this size."""
+    """Whether the case is measured at this size; other windows than the default's only at 224×224."""
+    if 'windows' in name:
+        return size == (224, 224)
     return CASES[name].backend != 'reference' or size[0] * size[1] <= REFERENCE_PIXELS[mode]
 
 
@@ -200,6 +218,8 @@ def run_all(args: argparse.Namespace) -> list[Measured]:
             measured = [
                 Measured(name, size, mode) for name in names if is_measured(name, size, mode)
             ]
+            if not measured:
+                continue
             bar.update(task, description=f'{size[0]}×{size[1]}, {mode}')
             measure_times(measured, args)
             for result in measured:

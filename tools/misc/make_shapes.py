@@ -1,7 +1,9 @@
 """Generate a small detection dataset of textured shapes in COCO format, with instance masks.
 
-Each class has its own shape and texture; size, position, rotation and colours are random. The same
-arguments always give the same files.
+Each class has its own shape and texture; size, position, rotation and colours are random. With --hard,
+shapes are smaller and more, strips with the same textures clutter the background, and stars belong to one
+of two classes: `twin` if the image has another star, wherever it is, otherwise `star`. The same arguments
+always give the same files.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import json
 import math
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -22,10 +25,30 @@ CLASSES = {'circle': 'stripes', 'square': 'checks', 'triangle': 'dots', 'star': 
 # Number of corners, and the radius of every second corner relative to the others.
 CORNERS = {'square': (4, 1.0), 'triangle': (3, 1.0), 'star': (10, 0.45)}
 ROTATION = -math.pi / 8, math.pi / 8  # range of angles; at 0 the first corner points right
-MAX_SHAPES = 4
+TWIN = 'twin'  # with --hard: a star that is not the only one of its image
 MAX_TRIES = 10  # random placements per shape; if none of them fits, the shape is skipped
 MIN_VISIBLE = 0.5  # fraction of every shape that later shapes leave visible
 CONTRAST = 100, 300  # range of the RGB distance between the colours of a texture, 0 to 255 each
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How an image is composed.
+
+    Attributes:
+        max_shapes (int): largest number of shapes.
+        radii (tuple[int, int]): sides of the image per smallest and per largest radius.
+        strips (int): number of textured strips in the background.
+        twins (bool): whether stars that are not alone are of a class of their own.
+    """
+
+    max_shapes: int = 4
+    radii: tuple[int, int] = (8, 4)
+    strips: int = 0
+    twins: bool = False
+
+
+EASY, HARD = Difficulty(), Difficulty(max_shapes=10, radii=(20, 9), strips=8, twins=True)
 
 
 def smooth_noise(rng, size, cells, channels):
@@ -65,9 +88,21 @@ def draw_texture(rng, name, size):
     return np.where(pattern[..., None], first, second).astype(np.uint8)
 
 
-def draw_mask(rng, name, size):
+def draw_strips(rng, image, number):
+    """Draw thin strips, each with the texture of a random class, over the image."""
+    size = len(image)
+    for _ in range(number):
+        texture = draw_texture(rng, list(CLASSES.values())[rng.integers(len(CLASSES))], size)
+        mask = np.zeros((size, size), np.uint8)
+        start, end = rng.integers(0, size, (2, 2)).tolist()
+        cv2.line(mask, start, end, 1, int(rng.integers(2, max(3, size // 32) + 1)), cv2.LINE_8)
+        image[mask.astype(bool)] = texture[mask.astype(bool)]
+
+
+def draw_mask(rng, name, size, radii):
     """A shape of random radius, position and rotation within the image: (size, size) bool."""
-    radius = int(rng.integers(math.ceil(size / 8), size // 4 + 1))
+    smallest, largest = radii
+    radius = int(rng.integers(math.ceil(size / smallest), size // largest + 1))
     centre = rng.integers(radius, size - radius, 2)
     mask = np.zeros((size, size), np.uint8)
     if name == 'circle':
@@ -81,30 +116,36 @@ def draw_mask(rng, name, size):
     return mask.astype(bool)
 
 
-def draw_sample(rng, size):
+def draw_sample(rng, size, difficulty):
     """Draw one image with its shapes.
 
     Returns:
         image: (size, size, 3) uint8.
-        shapes: list of (index into CLASSES, visible mask as (size, size) bool), from back to front.
+        shapes: list of (index into the classes, visible mask as (size, size) bool), from back to front.
     """
     image = draw_background(rng, size)
+    draw_strips(rng, image, difficulty.strips)
     shapes = []  # (class index, visible mask, full area in pixels)
-    for _ in range(rng.integers(1, MAX_SHAPES + 1)):
+    for _ in range(rng.integers(1, difficulty.max_shapes + 1)):
         label = int(rng.integers(len(CLASSES)))
         shape, texture_name = list(CLASSES.items())[label]
         texture = draw_texture(rng, texture_name, size)
         for _ in range(MAX_TRIES):
-            mask = draw_mask(rng, shape, size)
+            mask = draw_mask(rng, shape, size, difficulty.radii)
             if all((old & ~mask).sum() >= MIN_VISIBLE * area for _, old, area in shapes):
                 shapes = [(other, old & ~mask, area) for other, old, area in shapes]
                 shapes.append((label, mask, mask.sum()))
                 image[mask] = texture[mask]
                 break
-    return image, [(label, visible) for label, visible, _ in shapes]
+    star = list(CLASSES).index('star')
+    has_twins = difficulty.twins and sum(label == star for label, *_ in shapes) > 1
+    return image, [
+        (len(CLASSES) if has_twins and label == star else label, visible)
+        for label, visible, _ in shapes
+    ]
 
 
-def write_split(root, split, count, size, seed, bar):
+def write_split(root, split, count, size, seed, difficulty, bar):
     """Write `count` images of `size` x `size` pixels and their annotations below `root`.
 
     Returns the number of annotated shapes.
@@ -114,7 +155,7 @@ def write_split(root, split, count, size, seed, bar):
     for index in bar.track(range(count), description=f'draw {split}'):
         # One seed per image, so that an image does not depend on the size of the dataset.
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        image, shapes = draw_sample(rng, size)
+        image, shapes = draw_sample(rng, size, difficulty)
         file_name = f'{index:06d}.png'
         if not cv2.imwrite(str(root / split / file_name), image):
             raise OSError(f'could not write {root / split / file_name}')
@@ -132,7 +173,8 @@ def write_split(root, split, count, size, seed, bar):
                     segmentation=dict(size=[size, size], counts=rle['counts'].decode()),
                 )
             )
-    categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
+    names = [*CLASSES, TWIN] if difficulty.twins else CLASSES
+    categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
     (root / 'annotations' / f'instances_{split}.json').write_text(
         json.dumps(dict(images=images, annotations=annotations, categories=categories))
     )
@@ -142,7 +184,7 @@ def write_split(root, split, count, size, seed, bar):
 def check_existing(out_dir, wanted):
     """Exit with an error unless `out_dir` was generated with the arguments `wanted`."""
     try:
-        made = dict(json.loads((out_dir / 'meta.json').read_text()))
+        made = {'hard': False, **dict(json.loads((out_dir / 'meta.json').read_text()))}
     except (OSError, TypeError, ValueError):
         sys.exit(
             f'error: {out_dir} exists but has no meta.json written by this command; '
@@ -192,6 +234,9 @@ def main():
             default=default,
             help=f'{text} (>= {low}, default: {default})',
         )
+    parser.add_argument(
+        '--hard', action='store_true', help='small shapes in clutter, and a class of twins'
+    )
     add_quiet(parser)
     wanted = vars(parser.parse_args())
     quiet = wanted.pop('quiet')
@@ -210,11 +255,13 @@ def main():
     ):
         root = Path(scratch) / out_dir.name
         (root / 'annotations').mkdir(parents=True)
+        difficulty = HARD if wanted['hard'] else EASY
         total = sum(
-            write_split(root, split, wanted[split], wanted['size'], wanted['seed'], bar)
+            write_split(root, split, wanted[split], wanted['size'], wanted['seed'], difficulty, bar)
             for split in SPLITS
         )
-        (root / 'meta.json').write_text(json.dumps(wanted))
+        made = {key: value for key, value in wanted.items() if value is not False}
+        (root / 'meta.json').write_text(json.dumps(made))
         root.rename(out_dir)
     if not quiet:
         print(

@@ -17,6 +17,8 @@ class InLinePVT(Backbone):
             'channels', 'num_heads', 'depths' and 'mlp_ratios', with one value per stage.
         inline_window_size (int, optional): window size of the attention, in tokens; None attends
             over the full feature map, as the released models do.
+        kernel_function (str), normalization (str), dynamic_conv (bool): for ablations, see
+            :class:`InLineSwin`.
         **kwargs: shared arguments, see :class:`Backbone`.
     """
 
@@ -29,7 +31,13 @@ class InLinePVT(Backbone):
     }
 
     def __init__(
-        self, arch: str | dict = 'tiny', inline_window_size: int | None = None, **kwargs
+        self,
+        arch: str | dict = 'tiny',
+        inline_window_size: int | None = None,
+        kernel_function: str = 'identity',
+        normalization: str = 'subtraction',
+        dynamic_conv: bool = True,
+        **kwargs,
     ) -> None:
         super().__init__(arch, **kwargs)
         in_channels = self.in_channels
@@ -38,7 +46,14 @@ class InLinePVT(Backbone):
             patch_embed = PatchEmbed(in_channels, dims, patch_size, patch_size)
             blocks = [
                 TransformerBlock(
-                    InLineAttention(dims, self.arch['num_heads'][i], inline_window_size),
+                    InLineAttention(
+                        dims,
+                        self.arch['num_heads'][i],
+                        inline_window_size,
+                        kernel_function=kernel_function,
+                        normalization=normalization,
+                        dynamic_conv=dynamic_conv,
+                    ),
                     dims,
                     self.arch['mlp_ratios'][i],
                     drop,

@@ -44,16 +44,24 @@ def solve(
     if solver == 'ridge':
         v = ridge_solve(k2, v, RIDGE, backend)
     else:
-        sums = row_sums.detach()
-        if sym_norm:
-            p, alpha = k2, newton_scale(k2.detach(), sums, alpha_scope, backend)
-        else:
-            eye = torch.eye(k2.shape[-1], dtype=k2.dtype, device=k2.device)
-            # K2 is symmetric with positive entries, so its 1-norm is the largest sum.
-            norm = sums.amax((0, 1, 2) if alpha_scope == 'batch' else -2, keepdim=True)
-            p, alpha = k2 + RIDGE * eye, 0.9 * 2 / norm.square()
+        p, alpha = newton_start(k2, row_sums.detach(), sym_norm, alpha_scope, backend)
         if solver == 'newton':
             v = newton_solve(p, v, alpha, backend=backend)
         else:
             v = newton_inverse(p, alpha, backend=backend) @ v
     return v * scale if sym_norm else v
+
+
+def newton_start(
+    k2: Tensor, row_sums: Tensor, sym_norm: bool, alpha_scope: str, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The matrix ``(B, h, m, m)`` that the iteration inverts, and its scale ``(B, h, 1, 1)``.
+
+    ``row_sums`` ``(B, h, m, 1)`` are those of k2; with the scope 'batch' there is one scale for all.
+    """
+    if sym_norm:
+        return k2, newton_scale(k2.detach(), row_sums, alpha_scope, backend)
+    eye = torch.eye(k2.shape[-1], dtype=k2.dtype, device=k2.device)
+    # K2 is symmetric with positive entries, so its 1-norm is the largest sum.
+    norm = row_sums.amax((0, 1, 2) if alpha_scope == 'batch' else -2, keepdim=True)
+    return k2 + RIDGE * eye, 0.9 * 2 / norm.square()
