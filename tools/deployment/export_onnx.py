@@ -268,10 +268,10 @@ def all_scores(part: Backbone | Network, path: Path) -> Iterator[bytes]:
     """
     import onnx
 
-    if not hasattr(getattr(part, 'core', None), 'score_thr'):
+    score_thr = getattr(getattr(part, 'core', None), 'score_thr', None)
+    if not score_thr:
         yield path.read_bytes()
         return
-    score_thr = part.core.score_thr
     model, before = onnx.load(path), score_thr.clone()
     (constant,) = (t for t in model.graph.initializer if t.name == 'score_thr')
     constant.CopyFrom(onnx.numpy_helper.from_array(score_thr.zero_().numpy(), constant.name))
