@@ -37,7 +37,7 @@ WINDOWED_SIZE = 1024, 1152
 STEP = 32
 SLOW = (
     'model.backbone.num_landmarks=None: the number m of landmarks grows with the image, to 1050 at '
-    "800×1344, and the exported solver='newton' takes 28·m³ flops a head where PyTorch takes m³. For "
+    "800×1344, and the exported solver='newton' takes 28·m³ flops per head where PyTorch takes m³. For "
     'fast files, train with model.backbone.num_landmarks=49'
 )
 
