@@ -72,6 +72,9 @@ class Segmentor(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d):
                     setattr(module, name, AdaptiveAvgPool(child.output_size))
+                elif type(child).__name__ == 'Upsample':  # mmseg's rounds the size, which fixes it
+                    options = child.mode, child.align_corners
+                    setattr(module, name, nn.Upsample(None, child.scale_factor, *options))
 
     def forward(self, pixels: Tensor, size: Tensor) -> Outputs:
         logits = self.model.encode_decode(pixels, [dict(img_shape=pixels.shape[-2:])])
@@ -103,7 +106,7 @@ class RetinaNet(nn.Module):
         super().__init__()
         check_nms('model.test_cfg', model.bbox_head.test_cfg)
         self.model = model
-        self.score_thr = nn.Buffer(torch.tensor(model.bbox_head.test_cfg.score_thr))
+        self.score_thr = nn.Buffer(torch.tensor(float(model.bbox_head.test_cfg.score_thr)))
 
     def forward(self, pixels: Tensor, size: Tensor) -> Outputs:
         head = self.model.bbox_head
@@ -129,7 +132,7 @@ class MaskRCNN(nn.Module):
         check_nms('model.test_cfg.rpn', model.rpn_head.test_cfg)
         check_nms('model.test_cfg.rcnn', model.roi_head.test_cfg)
         self.model = model
-        self.score_thr = nn.Buffer(torch.tensor(model.roi_head.test_cfg.score_thr))
+        self.score_thr = nn.Buffer(torch.tensor(float(model.roi_head.test_cfg.score_thr)))
 
     def forward(self, pixels: Tensor, size: Tensor) -> Outputs:
         maps = self.model.extract_feat(pixels)

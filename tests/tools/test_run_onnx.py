@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
 CASES = {
     'classifier': Case(CLASSIFIER, []),
-    'RetinaNet': Case(DEMO, [*SMALL, 'model.test_cfg.score_thr=0'], ['--score-thr', 0]),
+    'RetinaNet': Case(DEMO, [*SMALL, 'model.test_cfg.score_thr=0.001'], ['--score-thr', 0]),
     'Mask R-CNN': Case(DETECTOR, [SCALE], ['--score-thr', 0]),
     'UperNet': Case(SEGMENTER, [SCALE]),
     'Semantic FPN': Case('semantic_fpn.py', [SCALE]),

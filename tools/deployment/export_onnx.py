@@ -37,7 +37,7 @@ WINDOWED_SIZE = 1024, 1152
 STEP = 32
 SLOW = (
     'model.backbone.num_landmarks=None: the number m of landmarks grows with the image, to 1050 at '
-    "800×1344, and the exported solver='newton' takes 28·m³ flops a head where PyTorch takes m³. For "
+    "800×1344, and the exported solver='newton' takes 28·m³ flops per head where PyTorch takes m³. For "
     'fast files, train with model.backbone.num_landmarks=49'
 )
 
@@ -268,10 +268,10 @@ def all_scores(part: Backbone | Network, path: Path) -> Iterator[bytes]:
     """
     import onnx
 
-    if not hasattr(getattr(part, 'core', None), 'score_thr'):
+    score_thr = getattr(getattr(part, 'core', None), 'score_thr', None)
+    if not score_thr:
         yield path.read_bytes()
         return
-    score_thr = part.core.score_thr
     model, before = onnx.load(path), score_thr.clone()
     (constant,) = (t for t in model.graph.initializer if t.name == 'score_thr')
     constant.CopyFrom(onnx.numpy_helper.from_array(score_thr.zero_().numpy(), constant.name))
