@@ -58,7 +58,7 @@ CASES = {
     'UperNet': Case(SEGMENTER, [SCALE]),
     'Semantic FPN': Case('semantic_fpn.py', [SCALE]),
 }
-QUICK = 'Mask R-CNN', 'UperNet'
+LONG = [name for name in CASES if name != 'Mask R-CNN']
 RUNTIMES = (
     'onnxruntime',
     pytest.param(
@@ -139,7 +139,7 @@ def label_map(prediction: dict) -> np.ndarray:
 
 @pytest.mark.parametrize('runtime', RUNTIMES)
 @pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in CASES]
+    'name', [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in CASES]
 )
 def test_same_as_predict(name, runtime, exported, photo, run_tool, tmp_path):
     config, options, weights, file = exported(name)
@@ -198,7 +198,7 @@ def test_program_of_the_readme(exported, photo, tmp_path, monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize('name', ['Mask R-CNN', 'UperNet'])
+@pytest.mark.parametrize('name', ['Mask R-CNN', pytest.param('UperNet', marks=pytest.mark.long)])
 def test_benchmark(name, exported, run_tool):
     config, options, _, file = exported(name)
     done = run_tool(

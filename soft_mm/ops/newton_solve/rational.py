@@ -91,6 +91,7 @@ def _batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _write(
     out: Tensor, complement: Tensor, p: Tensor, v: Tensor, root: Tensor, fused: bool
 ) -> None:
+    """Write the result for v ``(..., m, e)`` to ``out``, from I − ρ, in batches."""
     product = _kernels(fused).product
     for part, matrix, *batch in _batches(out, complement, p, v, root):
         product(matrix, apply(matrix, *batch, product), 1, out=part)
