@@ -34,9 +34,12 @@ def performer_attention(
     if choose_backend(backend, q.device) == 'reference':
         return materialised_performer_attention(q, k, v, features)
     scale = q.shape[-1] ** -0.25
-    q, k = scale * q, scale * k
+    projection = scale * features.mT
     # Logarithms of φ, up to terms that cancel in the quotient. Both normalisations are softmaxes,
-    # which are finite whatever the length of the tokens.
-    log_keys = k @ features.mT - k.square().sum(-1, keepdim=True) / 2
-    means = log_keys.softmax(-2).mT @ v
-    return (q @ features.mT + log_keys.logsumexp(-2, keepdim=True)).softmax(-1) @ means
+    # which are finite whatever the length of the tokens; the largest value of a feature cancels too.
+    log_keys = k @ projection - scale**2 / 2 * k.square().sum(-1, keepdim=True)
+    largest = log_keys.detach().amax(-2, keepdim=True)
+    weights = (log_keys - largest).exp()
+    sums = weights.sum(-2, keepdim=True)
+    means = weights.mT @ v / sums.mT
+    return (q @ projection + largest + sums.log()).softmax(-1) @ means

@@ -40,6 +40,7 @@ MODELS = {
     'InLineCSwin': dict(type='InLineCSwin', arch=STAGES, stripe_size=3),
 }
 FAMILIES = ('SOFT-Norm', 'InLineDeiT', 'InLinePVT', 'InLineSwin', 'InLineCSwin')
+RIVALS = ('softmax', 'Linformer', 'Performer', 'Nyströmformer')
 
 
 def names(short: tuple[str, ...], every=tuple(MODELS)) -> list:
@@ -138,7 +139,7 @@ def test_one_graph_for_two_sizes(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', ['InLinePVT', 'InLineSwin', 'InLineCSwin'])
+@pytest.mark.parametrize('name', ['InLinePVT', 'InLineSwin', 'InLineCSwin', 'Nyströmformer'])
 def test_dynamic_sizes(name):
     check(name, 'training', 'aot_eager', [(161, 203), (203, 190)], dynamic=True)
 
@@ -152,7 +153,8 @@ def test_inductor(name, mode):
 
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason='torch.export is too young')
 @pytest.mark.parametrize(
-    'name', names(('SOFT-Norm', 'InLineDeiT'), (*FAMILIES, 'ridge', 'few landmarks', 'pyramid'))
+    'name',
+    names(('SOFT-Norm', 'InLineDeiT'), (*FAMILIES, *RIVALS, 'ridge', 'few landmarks', 'pyramid')),
 )
 @torch.no_grad()
 def test_exports_for_any_size(name):
