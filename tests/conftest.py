@@ -28,6 +28,7 @@ LONGEST = (
     'test_simd.py',
     'test_wheel.py',
     'test_attention.py',
+    'test_run_onnx.py',
     'test_predict.py',
     'test_benchmarks.py',
     'test_progress.py',

@@ -12,7 +12,8 @@ from math import prod
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..ops.dynamic_conv import flops as dynamic_conv
 from ..ops.extension import missing
@@ -28,14 +29,13 @@ from ..ops.ridge_solve import flops as ridge_solve
 OPS = {
     'gaussian_kernel': gaussian_kernel,
     'gaussian_product': gaussian_product,
-    'inline_self_attention': inline_attention,
-    'mlp': mlp,
     'newton_inverse': newton_inverse,
     'newton_solve': newton_solve,
     'pseudo_inverse': pseudo_inverse,
     'ridge_solve': ridge_solve,
     **({} if missing() else {'convolve_tokens': dynamic_conv}),
 }
+OPS_OF_PLAIN_LAYERS = {'inline_self_attention': inline_attention, 'mlp': mlp}
 
 
 aten = torch.ops.aten
@@ -54,20 +54,15 @@ NAMES = {
 }
 
 
-def _attention(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+def _attention(q: list[int], k: list[int], v: list[int], *_) -> int:
     """Softmax attention, which PyTorch's counter does not support on a CPU."""
-    return 2 * prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-def _norm(operations: int, x: list[int], *_, **__) -> int:
-    return 2 * operations * prod(x)
+def _norm(operations: int, x: list[int], *_) -> int:
+    return operations * prod(x)
 
 
-def _executed(count: Callable, *shapes, **_) -> int:
-    return 2 * count(*shapes)
-
-
-# PyTorch's counter counts a multiply-add as two.
 _ATTENTION = {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 # As fvcore counts them, with which the papers' authors count.
 _NORMS = {
@@ -76,6 +71,29 @@ _NORMS = {
     aten.native_group_norm: partial(_norm, 5),
     aten.native_layer_norm: partial(_norm, 5),
 }
+_EXECUTED = {
+    getattr(torch.ops.soft_mm, name): op.executed
+    for name, op in (OPS | OPS_OF_PLAIN_LAYERS).items()
+} | _ATTENTION
+
+
+class _ExecutedCounter(TorchDispatchMode):
+    """Count with the formulas of PyTorch's FlopCounterMode, which itself hooks every module: hooked
+    layers are called, and ops that replace their calls would not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        op = func.overloadpacket
+        if op in _EXECUTED:
+            self.total += _EXECUTED[op](*(getattr(x, 'shape', x) for x in args))
+        elif op in flop_registry:
+            self.total += flop_registry[op](*args, **kwargs, out_val=out) // 2
+        return out
 
 
 def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
@@ -91,25 +109,24 @@ def count_multiply_adds(model: nn.Module, *inputs) -> Counter[str]:
         counts.update(count if isinstance(count, Counter) else {name: count})
         return 0  # to PyTorch's counter, which knows the operator only by its own name
 
-    ops = {
+    def twice(count: Callable, *shapes, **_) -> int:
+        return 2 * count(*shapes)  # as PyTorch's counter counts a multiply-add
+
+    formulas = {
         getattr(torch.ops.soft_mm, name): partial(add, name, op.formula) for name, op in OPS.items()
     }
-    for operator, count in _count({**ops, **_ATTENTION, **_NORMS}, model, inputs).items():
-        counts[NAMES.get(operator, str(operator))] += count
+    for operator, count in (_ATTENTION | _NORMS).items():
+        formulas[operator] = partial(twice, count)
+    # It hooks every module, so that all layers are called and none is replaced by an op.
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
+        model(*inputs)
+    for operator, flops in counter.flop_counts['Global'].items():
+        counts[NAMES.get(operator, str(operator))] += flops // 2
     return +counts
 
 
 def count_executed(model: nn.Module, *inputs) -> int:
     """Count the multiply-adds of the matrix products and convolutions that PyTorch executes."""
-    ops = {
-        getattr(torch.ops.soft_mm, name): partial(_executed, op.executed)
-        for name, op in OPS.items()
-    }
-    return sum(_count({**ops, **_ATTENTION}, model, inputs).values())
-
-
-def _count(formulas: dict, model: nn.Module, inputs: tuple) -> dict:
-    """Multiply-adds of each operator, by PyTorch's counter and by ``formulas``."""
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
+    with _ExecutedCounter() as counter, torch.no_grad():
         model(*inputs)
-    return {operator: flops // 2 for operator, flops in counter.flop_counts['Global'].items()}
+    return counter.total

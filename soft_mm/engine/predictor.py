@@ -116,11 +116,7 @@ class Predictor:
             # Inferencers accept weights that do not fit, so they get none, and warn about that.
             warnings.simplefilter('ignore')
             inferencer = build(self.cfg, None, device=self.device)
-        with checkpoint_of_this_model(self.checkpoint):
-            loaded = load_checkpoint(
-                inferencer.model, self.checkpoint, map_location='cpu', strict=True, logger='silent'
-            )
-        meta = loaded.get('meta', {}).get('dataset_meta')
+        meta = self._load(inferencer)
         if meta is None:
             meta = DATASETS.build({**self.cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
         if self.scope == 'mmpretrain':
@@ -129,6 +125,14 @@ class Predictor:
             key: meta.get(key) for key in ('classes', 'palette')
         }
         return inferencer
+
+    def _load(self, inferencer) -> dict | None:
+        """Load the weights and return the meta data of the dataset that they come with."""
+        with checkpoint_of_this_model(self.checkpoint):
+            loaded = load_checkpoint(
+                inferencer.model, self.checkpoint, map_location='cpu', strict=True, logger='silent'
+            )
+        return loaded.get('meta', {}).get('dataset_meta')
 
     def __call__(
         self, images: Iterable[tuple[str, np.ndarray]], batch_size: int = 1

@@ -19,7 +19,10 @@ def process_group(cfg: Config) -> Iterator[None]:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         distributed.init_process_group('gloo')
         cfg.model_wrapper_cfg = dict(
-            type='mmengine.MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+            type='mmengine.MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
     yield
     if distributed.is_initialized():

@@ -2,7 +2,13 @@ from .backend import set_backend
 from .dynamic_conv import dynamic_conv
 from .gaussian_kernel import gaussian_kernel
 from .gaussian_product import gaussian_product
-from .inline_attention import inline_attention, inline_self_attention, linear_attention
+from .inline_attention import (
+    inline_attention,
+    inline_projected_attention,
+    inline_self_attention,
+    linear_attention,
+)
+from .linear import linear
 from .mlp import mlp
 from .newton_inverse import newton_inverse
 from .newton_solve import newton_solve
@@ -18,7 +24,9 @@ __all__ = [
     'gaussian_kernel',
     'gaussian_product',
     'inline_attention',
+    'inline_projected_attention',
     'inline_self_attention',
+    'linear',
     'linear_attention',
     'mlp',
     'newton_inverse',

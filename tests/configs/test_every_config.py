@@ -1,4 +1,5 @@
-"""Every config trains a step on real images, predicts, and reloads what it saved."""
+"""Every config trains a step on real images, all its parameters get a gradient, it predicts, and
+reloads what it saved."""
 
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint, save_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+
+from soft_mm.engine.hooks.check_model import GradientWatch
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -28,7 +31,7 @@ SHORT = re.compile(
 
 
 def small(cfg: Config) -> list[str]:
-    """Options that make the images of detectors and segmentors small."""
+    """Options that make the images of detectors and segmentors small, and regions few."""
     if cfg.default_scope == 'mmdet':
         train = cfg.train_dataloader.dataset.pipeline
         if 'scale' in train[2]:
@@ -40,7 +43,15 @@ def small(cfg: Config) -> list[str]:
                 f'3.transforms.{place}.scales=[({SMALL},{SMALL})]'
                 for place in ('0.0', '1.0', '1.2')
             ]
+        regions = []
+        if 'roi_head' in cfg.model:
+            stages = ['rcnn.0', 'rcnn.1', 'rcnn.2'] if 'Cascade' in cfg.model.type else ['rcnn']
+            regions = [
+                'model.test_cfg.rpn.max_per_img=50',
+                *(f'model.train_cfg.{stage}.sampler.num=32' for stage in stages),
+            ]
         return [
+            *regions,
             *(f'train_dataloader.dataset.pipeline.{size}' for size in sizes),
             f'val_dataloader.dataset.pipeline.1.scale=({SMALL},{SMALL})',
         ]
@@ -84,7 +95,10 @@ def test_every_config(name, real_images, parse_options, tmp_path):
     model = build(cfg).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    watch = GradientWatch(model)
     losses = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
+    watch.stop()
+    assert not watch.missing
     assert all(loss.isfinite() for loss in losses.values())
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 

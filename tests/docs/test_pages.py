@@ -9,9 +9,12 @@ from pathlib import Path
 import mmseg
 import nbformat
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from nbclient import NotebookClient
+
+import soft_mm
 
 ROOT = Path(__file__).parents[2]
 SMALL = ' --train 8 --val 4 --size 64'
@@ -82,6 +85,34 @@ def test_swap(number, tmp_path):
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     assert type(model.backbone).__module__.startswith('soft_mm.')
+
+
+def test_swap_in_pytorch(tmp_path, monkeypatch, capsys):
+    """The page's code runs, and trains the backbone."""
+    pytest.importorskip('torchvision', reason='torchvision is not installed')
+    torch.manual_seed(0)
+    pretrained = soft_mm.SOFT('tiny', sym_norm=True).state_dict()
+    (tmp_path / 'checkpoints').mkdir()
+    torch.save(pretrained, tmp_path / 'checkpoints/soft-norm-tiny.pth')
+    monkeypatch.chdir(tmp_path)
+    code = [text for _, text in blocks('docs/swap_in_pytorch.md', 'python')]
+    assert len(code) == 4
+    page = {}
+    exec('\n'.join(code), page)
+
+    names, *maps = capsys.readouterr().out.splitlines()
+    assert eval(names) == [f'inline-pvt-{size}' for size in ('tiny', 'small', 'medium', 'large')]
+    assert maps[0] == '(1, 64, 32, 40) 64 4'
+    assert maps[3] == '(1, 512, 4, 5) 512 32'
+    losses = {'loss_classifier', 'loss_box_reg', 'loss_objectness', 'loss_rpn_box_reg'}
+    assert page['losses'].keys() == losses
+    assert all(loss.isfinite() for loss in page['losses'].values())
+    for name, parameter in page['backbone'].named_parameters():
+        torch.testing.assert_close(parameter, pretrained[name], rtol=0, atol=0)
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+    for prediction in page['predictions']:
+        assert prediction['boxes'].shape == (*prediction['labels'].shape, 4)
+        assert prediction['scores'].isfinite().all()
 
 
 def test_notebook(checkout, monkeypatch):

@@ -19,29 +19,22 @@ PVT = 'configs/imagenet/inline-pvt-tiny_8xb128-300e_in1k.py'
 SWIN = 'configs/imagenet/inline-swin-tiny_8xb128-300e_in1k.py'
 CSWIN = 'configs/imagenet/inline-cswin-tiny_8xb128-300e_in1k.py'
 RETINANET = 'configs/coco/retinanet_soft-norm-tiny_fpn_1x_coco.py'
-MASK_RCNN = 'configs/coco/mask-rcnn_soft-norm-tiny_fpn_1x_coco.py'
+UPERNET = 'configs/ade20k/soft-norm-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 SIZES = (200, 333), (320, 448), (448, 192)
 SHALLOW = ['model.backbone.depths=(1,1,1,1)']
 MAPS = [f'stage{i}' for i in (1, 2, 3, 4)]
-PREDICTIONS = [f'{name}{i}' for name in ('cls_scores', 'bbox_preds') for i in range(5)]
 CASES = {
-    'DeiT classifier': (DEIT, ['model.backbone.depths=(1,)'], 'network', ['logits']),
+    'DeiT classifier': (DEIT, ['model.backbone.depths=(1,)'], 'network', ['scores']),
     'SOFT-Norm backbone': (SOFT, [*SHALLOW, 'model.backbone.out_type=featmap'], 'backbone', MAPS),
-    'SOFT-Norm classifier': (SOFT, SHALLOW, 'network', ['logits']),
-    'SOFT-Norm RetinaNet': (
-        RETINANET,
-        [*SHALLOW, 'model.bbox_head.stacked_convs=1'],
-        'network',
-        PREDICTIONS,
-    ),
-    'PVT classifier': (PVT, SHALLOW, 'network', ['logits']),
+    'SOFT-Norm classifier': (SOFT, SHALLOW, 'network', ['scores']),
+    'PVT classifier': (PVT, SHALLOW, 'network', ['scores']),
     'Swin backbone': (
         SWIN,
         ['model.backbone.depths=(2,2,2,2)', 'model.backbone.out_type=featmap'],
         'backbone',
         MAPS,
     ),
-    'CSwin classifier': (CSWIN, SHALLOW, 'network', ['logits']),
+    'CSwin classifier': (CSWIN, SHALLOW, 'network', ['scores']),
 }
 LONG = [name for name in CASES if name != 'DeiT classifier']
 
@@ -54,8 +47,25 @@ def build(config: str, options: dict) -> torch.nn.Module:
     return MODELS.build(cfg.model).eval()
 
 
-def flat(outs) -> list[Tensor]:
-    return [outs] if isinstance(outs, Tensor) else [t for out in outs for t in flat(out)]
+@torch.no_grad()
+def backbone_case(model: torch.nn.Module, size: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
+    """Normalised pixels and the feature maps that the backbone makes of them."""
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    return image, list(model.backbone(image))
+
+
+@torch.no_grad()
+def classifier_case(model: torch.nn.Module, size: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
+    """An image in BGR and the scores that mmpretrain gives it."""
+    from mmpretrain.structures import DataSample
+
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(256, (1, 3, *size), generator=generator, dtype=torch.uint8)
+    (sample,) = model.test_step(dict(inputs=image, data_samples=[DataSample()]))
+    return image, [sample.pred_score[None]]
+
+
+PARTS = dict(backbone=backbone_case, network=classifier_case)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +98,7 @@ def test_numbers(run_tool, parse_options, tmp_path, name):
     for size in SIZES:
         if 'win' in name:
             size = tuple(side // 32 * 32 for side in size)
-        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            expected = flat((model.backbone if part == 'backbone' else model)(image))
+        image, expected = PARTS[part](model, size)
         for ours, out in zip(session.run(None, dict(image=image.numpy())), expected, strict=True):
             assert (torch.from_numpy(ours) - out).abs().max() < 1e-4 * out.abs().max()
 
@@ -108,7 +116,24 @@ BAD = {
     'suffix': (DEIT, 'a.pt', [], 'must end in .onnx'),
     'too small': (DEIT, 'a.onnx', ['--size', '64x224'], "'64x224' must be HxW"),
     'no size': (DEIT, 'a.onnx', ['--size', '224'], "'224' must be HxW"),
-    'two stages': (MASK_RCNN, 'a.onnx', [], 'supports ImageClassifier and RetinaNet, got MaskRCNN'),
+    'another detector': (
+        RETINANET,
+        'a.onnx',
+        ['--cfg-options', 'model.type=ATSS'],
+        'supports ImageClassifier, RetinaNet, MaskRCNN, EncoderDecoder, got ATSS',
+    ),
+    'soft NMS': (
+        RETINANET,
+        'a.onnx',
+        ['--cfg-options', 'model.test_cfg.nms.type=soft_nms'],
+        "model.test_cfg.nms.type must be 'nms', got 'soft_nms'",
+    ),
+    'sliding window': (
+        UPERNET,
+        'a.onnx',
+        ['--cfg-options', 'model.test_cfg.mode=slide'],
+        "model.test_cfg.mode must be 'whole', got 'slide'",
+    ),
     'windows': (
         SWIN,
         'a.onnx',

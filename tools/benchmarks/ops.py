@@ -34,6 +34,7 @@ from soft_mm.ops import (
     dynamic_conv,
     gaussian_kernel,
     gaussian_product,
+    linear,
     newton_inverse,
     nystrom_attention,
 )
@@ -154,6 +155,13 @@ def _conv_work(s: Stage) -> tuple[int, ...]:
     return tuple(s.matrices * WIDTH * s.tokens * n for n in (2, 18, 3, 36))
 
 
+def _linear_work(s: Stage) -> tuple[int, ...]:
+    dims = s.heads * WIDTH
+    tokens, weight = s.batch * s.tokens * dims, 4 * dims**2
+    flops = 2 * s.batch * s.tokens * weight
+    return 5 * tokens + weight, flops, 6 * tokens + 2 * weight, 2 * flops
+
+
 OPS = {
     'gaussian_kernel': Op(
         lambda s: [s.q(), s.marks()],
@@ -193,6 +201,17 @@ OPS = {
         lambda s, backend, v, f: dynamic_conv(v, f, s.hw, backend=backend),
         ('torch', 'extension', 'triton'),
         _conv_work,
+    ),
+    'linear': Op(
+        lambda s: [
+            torch.randn(s.batch, s.tokens, s.heads * WIDTH),
+            torch.randn(4 * s.heads * WIDTH, s.heads * WIDTH),
+            torch.randn(4 * s.heads * WIDTH),
+        ],
+        lambda s, *x: F.linear(*x),
+        lambda s, backend, *x: linear(*x, backend),
+        ('torch',),
+        _linear_work,
     ),
 }
 

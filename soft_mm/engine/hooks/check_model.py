@@ -1,3 +1,5 @@
+import re
+
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
@@ -5,21 +7,97 @@ from torch import nn
 
 from ...registry import HOOKS
 
+NAMED = 6  # parameters that a warning names; it only counts further ones
+
+
+class GradientWatch:
+    """Watch which parameters of a model that require a gradient get one.
+
+    Hooks see a gradient when it arrives: after an iteration, it has already been set to None.
+
+    Attributes:
+        missing (dict[str, None]): names of the parameters that have not got a gradient so far.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.missing = dict.fromkeys(parameters)
+        self._handles = [
+            p.register_post_accumulate_grad_hook(lambda _, name=name: self.missing.pop(name, None))
+            for name, p in parameters.items()
+        ]
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
 
 @HOOKS.register_module()
 class CheckModelHook(Hook):
-    """Check before a run that channels match within the model, and classes match the datasets.
+    """Check that channels match within the model, classes match the datasets, and all parameters learn.
+
+    The first two are checked before a run. After the first iteration of training, a warning names the
+    parameters that require a gradient but got none. PyTorch's distributed training stops at them in
+    the second iteration, unless ``find_unused_parameters`` is set; then there is no warning.
 
     Raises:
         ValueError: for the first invalid ``in_channels``, ``in_index`` or ``num_classes``.
     """
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _unwrap(runner.model)
         _check_channels(model)
         for loop in runner._train_loop, runner._val_loop, runner._test_loop:
             if isinstance(loop, BaseLoop):  # loops that this run does not use remain configs
                 _check_classes(model, loop.dataloader.dataset)
+
+    def before_train(self, runner: Runner) -> None:
+        allowed = _allows_unused(runner)
+        self.watch = None if allowed else GradientWatch(_unwrap(runner.model))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
+        if self.watch is None:
+            return
+        self.watch.stop()
+        if names := list(self.watch.missing):
+            runner.logger.warning(_describe(names, _unwrap(runner.model)))
+        self.watch = None
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _allows_unused(runner: Runner) -> bool:
+    """Whether distributed training ignores parameters that get no gradient, now or if it were."""
+    if is_model_wrapper(runner.model):
+        return getattr(runner.model, 'find_unused_parameters', False)
+    wrapper = runner.cfg.get('model_wrapper_cfg') or runner.cfg
+    return wrapper.get('find_unused_parameters', False)
+
+
+def _describe(names: list[str], model: nn.Module) -> str:
+    """Name parameters that got no gradient, and say what to set."""
+    shown = ', '.join(names[:NAMED])
+    if len(names) > NAMED:
+        shown += f' and {len(names) - NAMED} more'
+    maps = {
+        int(found[1])
+        for name in names
+        if (found := re.match(r'backbone\.(?:stages|pyramid)\.(\d+)\.', name))
+    }
+    indices = getattr(getattr(model, 'backbone', None), 'out_indices', ())
+    kept = tuple(i for i in indices if i not in maps)
+    value = f'={kept}' if 0 < len(kept) < len(indices) else ''
+    return (
+        f'in the first iteration, these parameters got no gradient: {shown}. They do not learn, and '
+        "distributed training stops with 'Expected to have finished reduction in the prior "
+        "iteration'. If they belong to feature maps that nothing uses, do not return those: set "
+        f'model.backbone.out_indices{value}, and the in_channels and start_level of the neck '
+        'accordingly. Otherwise freeze them, or set find_unused_parameters=True in the config'
+    )
 
 
 def _check_channels(model: nn.Module) -> None:

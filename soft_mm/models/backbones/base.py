@@ -178,11 +178,7 @@ class Backbone(BaseModule):
         Feature maps ``(B, C, ⌈H/s⌉, ⌈W/s⌉)`` at stride s for out_type 'featmap', vectors
         ``(B, C)`` otherwise.
         """
-        if x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'{type(self).__name__} has in_channels={self.in_channels}, '
-                f'got images with {x.shape[1]} channels'
-            )
+        self._check_images(x)
         outs = []
         for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
             x, cls_token = stage(x)
@@ -224,6 +220,19 @@ class Backbone(BaseModule):
         super().train(mode)
         self._freeze()
         return self
+
+    def _check_images(self, x: Tensor) -> None:
+        """Raise ValueError for images that the model does not take."""
+        name, is_tensor = type(self).__name__, isinstance(x, Tensor)
+        if not is_tensor or x.ndim != 4:
+            raise ValueError(
+                f'{name} takes images as one tensor (B, {self.in_channels}, H, W), '
+                f'got {tuple(x.shape) if is_tensor else f"a {type(x).__name__}"}'
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{name} has in_channels={self.in_channels}, got images with {x.shape[1]} channels'
+            )
 
     def _drop_rates(self) -> list[list[float]]:
         """Stochastic depth rate of every block, per stage, increasing linearly over all blocks."""

@@ -76,6 +76,7 @@ class InLineDeiT(Backbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self.with_pyramid:
             return super().forward(x)
+        self._check_images(x)
         (stage,) = self.stages
         middle = stage.norm(stage(x)[0])
         outs = []

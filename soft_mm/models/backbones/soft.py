@@ -180,13 +180,13 @@ class SOFT(Backbone):
             self._smallest = max(s * (r - 1) + 1 for s, r in zip(self.strides, ratios))
         self._initialise()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _check_images(self, x: Tensor) -> None:
+        super()._check_images(x)
         if any(side < self._smallest for side in x.shape[-2:]):
             raise ValueError(
                 f'SOFT needs images of at least {self._smallest}×{self._smallest} pixels, for one '
                 f'landmark per stage, got {x.shape[-2]}×{x.shape[-1]}'
             )
-        return super().forward(x)
 
 
 def _parameters(function: Callable) -> set[str]:

@@ -5,13 +5,20 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import inline_attention, inline_self_attention, linear_attention
+from ...ops import (
+    inline_attention,
+    inline_projected_attention,
+    inline_self_attention,
+    linear_attention,
+)
 from ...ops.inline_attention.reference import attention_rows
 from ...ops.precision import at_least_fp32
 from ...ops.shapes import split_heads
 from ...ops.windows import Windows
 from .grouped_linear import GroupedLinear
 from .heads import check_heads
+from .maps import as_map
+from .plain import apply_linear, is_plain
 
 # Kernel functions φ of queries and keys, for tokens of ``width`` channels per head.
 KERNEL_FUNCTIONS = {
@@ -101,18 +108,26 @@ class InLineAttention(nn.Module):
         """
         windows = Windows.fit(hw, self.window_size, self.shifted)
         mean = windows.mean(x if described is None else described)
-        out = inline_self_attention(
-            x,
-            self.qkv.weight,
-            self.qkv.bias,
-            self._filters(mean),
-            None if self.lepe is None else self.lepe.bias,
-            self.num_heads,
-            windows,
-            mean if described is None else None,
-            attention=None if self.is_released else partial(self._attend, windows),
-        )
-        return self.proj(out)
+        if self.is_released and is_plain(self.qkv, self.lepe):
+            out = inline_self_attention(
+                x,
+                self.qkv.weight,
+                self.qkv.bias,
+                self._all_filters(mean),
+                None if self.lepe is None else self.lepe.bias,
+                self.num_heads,
+                windows,
+                mean if described is None else None,
+            )
+        else:
+            qkv, filters = apply_linear(self.qkv, x), self._filters(mean)
+            attention = None if self.is_released else partial(self._attend, windows)
+            out = inline_projected_attention(
+                qkv, filters, None, self.num_heads, windows, attention=attention
+            )
+            if self.lepe is not None:
+                out = out + self._encode(qkv, windows)
+        return apply_linear(self.proj, out)
 
     def _attend(
         self, windows: Windows, q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None
@@ -151,7 +166,7 @@ class InLineAttention(nn.Module):
             convolution.
         """
         windows = Windows.fit(hw, self.window_size, self.shifted)
-        filters = self._filters(windows.mean(x if described is None else described))
+        filters = self._all_filters(windows.mean(x if described is None else described))
         if filters is None:
             return None
         filters = filters.unflatten(1, (self.num_heads, -1)).unflatten(0, (len(x), -1))
@@ -164,16 +179,24 @@ class InLineAttention(nn.Module):
         window, _ = Windows.fit(hw, self.window_size, self.shifted).places(x.device)
         return F.pad(window, (x.shape[1] - len(window), 0))
 
+    def _encode(self, qkv: Tensor, windows: Windows) -> Tensor:
+        """Positional encoding of the values in qkv ``(B, N, 3·C)``, in each window: ``(B, N, C)``."""
+        maps = as_map(windows.split(qkv.chunk(3, -1)[2]), windows.size)
+        return windows.join(self.lepe(maps).flatten(2).mT)
+
+    def _all_filters(self, mean: Tensor) -> Tensor | None:
+        """The predicted filters plus those of ``lepe``, as both convolve v: ``(B, C, 3, 3)``."""
+        filters = self._filters(mean)
+        if self.lepe is None:
+            return filters
+        lepe = self.lepe.weight.squeeze(1)
+        return lepe.repeat(len(mean), 1, 1, 1) if filters is None else filters + lepe
+
     @at_least_fp32
     def _filters(self, mean: Tensor) -> Tensor | None:
-        """Filters ``(B, C, 3, 3)`` from mean tokens ``(B, C)``; B counts maps or windows.
-
-        Those of ``lepe`` are added: both convolve v. None without either.
-        """
-        lepe = None if self.lepe is None else self.lepe.weight.squeeze(1)
+        """Predicted filters ``(B, C, 3, 3)``, from mean tokens ``(B, C)``; B counts maps or windows."""
         if self.filters is None:
-            return None if lepe is None else lepe.repeat(len(mean), 1, 1, 1)
+            return None
         # Without autocast, which would save nothing for so few tokens but cast the weights.
-        heads = mean.to(self.proj.weight.dtype).unflatten(1, (self.num_heads, -1))
-        filters = self.filters(heads.transpose(0, 1)).transpose(0, 1).reshape(*mean.shape, 3, 3)
-        return filters if lepe is None else filters + lepe
+        heads = mean.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        return self.filters(heads).transpose(0, 1).reshape(*mean.shape, 3, 3)

@@ -10,6 +10,7 @@ from ...ops.softmax_attention.reference import attention_rows
 from .heads import check_heads
 from .landmarks import check_num_landmarks, landmark_grid, pool_to_grid
 from .maps import as_map, channels_last
+from .plain import apply_linear
 
 
 class LinformerAttention(nn.Module):
@@ -43,7 +44,7 @@ class LinformerAttention(nn.Module):
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
         q, k, v = (split_heads(t, self.num_heads) for t in self._project(x, hw))
-        return self.proj(softmax_attention(q, k, v).transpose(1, 2).flatten(2))
+        return apply_linear(self.proj, softmax_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
@@ -68,4 +69,4 @@ class LinformerAttention(nn.Module):
         if self.num_landmarks is not None:
             maps = pool_to_grid(maps, grid)
         reduced = self.norm(maps.flatten(2).mT)
-        return self.q(x), *self.kv(reduced).chunk(2, -1)
+        return apply_linear(self.q, x), *apply_linear(self.kv, reduced).chunk(2, -1)

@@ -1,12 +1,14 @@
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import mlp
+from .plain import is_plain
 
 
 class MLP(nn.Module):
     """Two linear layers with a GELU in between.
 
-    ``fc1`` and ``fc2`` only hold the weights; :func:`soft_mm.ops.mlp` applies them.
+    :func:`soft_mm.ops.mlp` applies the weights of ``fc1`` and ``fc2``, if both are plain.
 
     Args:
         dims (int): input and output channels.
@@ -22,6 +24,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dims)`` -> ``(..., dims)``."""
-        return mlp(
-            x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.approximate
-        )
+        fc1, fc2 = self.fc1, self.fc2
+        if is_plain(fc1, fc2):
+            return mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.approximate)
+        return fc2(F.gelu(fc1(x), approximate=self.approximate))

@@ -7,6 +7,7 @@ from ...ops.nystromformer_attention.reference import attention_rows
 from ...ops.shapes import split_qkv
 from .heads import check_heads
 from .landmarks import Landmarks
+from .plain import apply_linear
 
 
 class NystromformerAttention(nn.Module):
@@ -33,9 +34,9 @@ class NystromformerAttention(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
-        q, k, v = split_qkv(self.qkv(x), self.num_heads)
+        q, k, v = split_qkv(apply_linear(self.qkv, x), self.num_heads)
         out = nystromformer_attention(q, k, v, self.landmarks(q, hw), self.landmarks(k, hw))
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return apply_linear(self.proj, out.transpose(1, 2).flatten(2))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ...ops.shapes import ceil_div
 from .maps import channels_last
 from .norm import LayerNorm2d
+from .plain import apply_linear
 
 
 class ConvPatchEmbed(nn.Sequential):
@@ -53,12 +54,13 @@ class PatchEmbed(nn.Module):
         self, in_channels: int, channels: int, kernel_size: int, stride: int, norm: bool = True
     ) -> None:
         super().__init__()
+        self.stride = stride
         padding = (kernel_size - stride + 1) // 2
         self.proj = nn.Conv2d(in_channels, channels, kernel_size, stride, padding)
         self.norm = LayerNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(channels_last(_pad_to_multiple(x, self.proj.stride[0]))))
+        return self.norm(self.proj(channels_last(_pad_to_multiple(x, self.stride))))
 
 
 class PatchMerging(nn.Module):
@@ -81,7 +83,7 @@ class PatchMerging(nn.Module):
         x = _pad_to_multiple(x, 2).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
         # Swin's channel order: rows (0, 0), (1, 0), (0, 1), (1, 1) of each patch.
         tokens = x.permute(0, 2, 4, 5, 3, 1).flatten(3)
-        return self.reduction(self.norm(tokens)).movedim(-1, 1)
+        return apply_linear(self.reduction, self.norm(tokens)).movedim(-1, 1)
 
 
 def _pad_to_multiple(x: Tensor, size: int) -> Tensor:

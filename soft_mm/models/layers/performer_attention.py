@@ -9,6 +9,7 @@ from ...ops.performer_attention.features import orthogonal_features
 from ...ops.performer_attention.reference import attention_rows
 from ...ops.shapes import split_qkv
 from .heads import check_heads
+from .plain import apply_linear
 
 
 class PerformerAttention(nn.Module):
@@ -34,9 +35,9 @@ class PerformerAttention(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` -> ``(B, N, C)``; ``hw`` is unused."""
-        q, k, v = split_qkv(self.qkv(x), self.num_heads)
+        q, k, v = split_qkv(apply_linear(self.qkv, x), self.num_heads)
         out = performer_attention(q, k, v, self.features).to(v.dtype)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return apply_linear(self.proj, out.transpose(1, 2).flatten(2))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``."""

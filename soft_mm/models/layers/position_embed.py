@@ -53,13 +53,10 @@ class PositionEmbed(_Table):
             or self.weight.device.type != 'cpu'
         ):
             return _resize(self.weight, size)
-        if (
-            self._last is None
-            or self._last[1].shape[-2:] != size
-            or not torch.equal(self._last[0], self.weight)
-        ):
-            self._last = self.weight.clone(), _resize(self.weight, size)
-        return self._last[1]
+        last = self._last  # read once: another thread may replace it
+        if last is None or last[1].shape[-2:] != size or not torch.equal(last[0], self.weight):
+            last = self._last = self.weight.clone(), _resize(self.weight, size)
+        return last[1]
 
 
 class RelativePositionBias(_Table):

@@ -10,6 +10,7 @@ from ...ops.shapes import split_heads
 from .heads import check_heads
 from .landmarks import Landmarks
 from .maps import as_map
+from .plain import apply_linear, is_plain
 
 
 class SOFTAttention(nn.Module):
@@ -65,7 +66,7 @@ class SOFTAttention(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` and the feature map's size ``(H, W)``, ``H·W = N`` -> ``(B, N, C)``."""
-        queries, v = self._queries(x), self.v(x)
+        queries, v = self._queries(x), apply_linear(self.v, x)
         out = nystrom_attention(
             queries,
             split_heads(v, self.num_heads),
@@ -76,7 +77,7 @@ class SOFTAttention(nn.Module):
             dtype=v.dtype,
         )
         out = out.transpose(1, 2).flatten(2)
-        return self.proj(out + self._convolve(v, hw))
+        return apply_linear(self.proj, out + self._convolve(v, hw))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
@@ -99,14 +100,17 @@ class SOFTAttention(nn.Module):
 
     def _queries(self, x: Tensor) -> Tensor:
         """Scaled queries, which also serve as keys: ``(B, N, C)`` -> ``(B, h, N, C / h)``."""
-        q = split_heads(self.q(x), self.num_heads)
+        q = split_heads(apply_linear(self.q, x), self.num_heads)
         return q * q.shape[-1] ** -0.25
 
     def _convolve(self, v: Tensor, hw: tuple[int, int]) -> Tensor:
         """Convolve values ``(B, N, C)`` with one filter per head, shared by its channels."""
-        filters = self.dwconv.weight.repeat_interleave(v.shape[-1] // self.num_heads, 0)
-        return (
-            F.conv2d(as_map(v, hw), filters, padding=self.dwconv.padding, groups=v.shape[-1])
-            .flatten(2)
-            .mT
-        )
+        maps = as_map(v, hw)
+        if is_plain(self.dwconv):
+            filters = self.dwconv.weight.repeat_interleave(v.shape[-1] // self.num_heads, 0)
+            out = F.conv2d(maps, filters, padding=self.dwconv.padding, groups=v.shape[-1])
+        else:
+            heads = maps.unflatten(1, (self.num_heads, -1)).transpose(1, 2)
+            out = self.dwconv(heads.flatten(0, 1)).unflatten(0, (len(v), -1))
+            out = out.transpose(1, 2).flatten(1, 2)
+        return out.flatten(2).mT

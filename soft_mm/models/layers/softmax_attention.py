@@ -10,6 +10,7 @@ from ...ops.softmax_attention.reference import attention_rows
 from ...ops.windows import Windows
 from .heads import check_heads
 from .maps import as_map
+from .plain import apply_linear
 from .position_embed import RelativePositionBias
 
 
@@ -30,7 +31,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` -> ``(B, N, C)``; ``hw`` is unused."""
-        return self.proj(_attend(self.qkv(x), self.num_heads))
+        return apply_linear(self.proj, _attend(apply_linear(self.qkv, x), self.num_heads))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``."""
@@ -66,12 +67,13 @@ class WindowAttention(nn.Module):
         if windows.shifted:
             regions = windows.regions(x.device)
             across = regions[:, None, :, None] != regions[:, None, None, :]
-            mask = mask - 100.0 * across  # the released models add −100 instead of −∞
+            mask = mask - 100.0 * across.to(mask)  # the released models add −100 instead of −∞
         if windows.padded:
             mask = mask.masked_fill(~windows.real(x.device)[:, None, None, :], -torch.inf)
         if len(mask) > 1:
             mask = mask.repeat(len(x), 1, 1, 1)
-        return self.proj(windows.join(_attend(windows.split(self.qkv(x)), self.num_heads, mask)))
+        qkv = windows.split(apply_linear(self.qkv, x))
+        return apply_linear(self.proj, windows.join(_attend(qkv, self.num_heads, mask)))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
@@ -82,7 +84,7 @@ class WindowAttention(nn.Module):
         window, place = windows.places(x.device)
         region = windows.regions(x.device)[window, place]
         bias = self.relative_position_bias(windows.size)[:, place[queries, None], place]
-        bias = bias - 100.0 * (region[queries, None] != region)
+        bias = bias - 100.0 * (region[queries, None] != region).to(bias)
         return _rows(self.qkv(x), self.num_heads, queries, window, bias)
 
 
@@ -127,7 +129,7 @@ class CrossShapedAttention(nn.Module):
             self._branch(qkv, windows, lepe)
             for (qkv, windows), lepe in zip(self._branches(x, hw), self.lepe)
         ]
-        return self.proj(torch.cat(outs, dim=-1))
+        return apply_linear(self.proj, torch.cat(outs, dim=-1))
 
     def rows(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Attention weights ``(B, h, M, N)`` of the tokens ``queries``, indices ``(M,)``.
@@ -151,7 +153,7 @@ class CrossShapedAttention(nn.Module):
         if self.stripe_size is not None:
             height, width = (smaller(side, self.stripe_size) for side in hw)
             shapes = [(hw[0], width), (height, hw[1])]
-        branches = self.qkv(x).unflatten(-1, (3, len(shapes), -1)).unbind(3)
+        branches = apply_linear(self.qkv, x).unflatten(-1, (3, len(shapes), -1)).unbind(3)
         return [(qkv.flatten(2), Windows(hw, shape)) for qkv, shape in zip(branches, shapes)]
 
     def _branch(self, qkv: Tensor, windows: Windows, lepe: nn.Module) -> Tensor:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..backend import choose_backend, describe, log_fallback, runs_triton
 from ..extension import missing
+from ..sizes import known
 from .extension import compiled_dynamic_conv
 from .grouped import grouped_dynamic_conv
 from .reference import dynamic_conv as shifted_dynamic_conv
@@ -48,7 +49,7 @@ def dynamic_conv(
             f'{bias if bias is None else tuple(bias.shape)} for (H, W) = {tuple(hw)}'
         )
     backend = choose_backend(backend, v.device, 'torch' if missing() else 'extension')
-    if backend == 'standard':
+    if backend == 'standard' or known(b == 0):  # for no maps, a convolution would have no groups
         return shifted_dynamic_conv(v, filters, hw, bias)
     if backend == 'extension':
         if v.device.type == 'cpu':

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backend import choose_backend, describe, log_fallback, runs_triton
 from ..dynamic_conv import dynamic_conv
+from ..linear import linear
 from ..precision import at_least_fp32
 from ..shapes import check_shapes, split_heads
 from ..sizes import known
@@ -61,7 +62,6 @@ def inline_self_attention(
     windows: Windows,
     mean: Tensor | None = None,
     backend: str | None = None,
-    attention: Callable | None = None,
 ) -> Tensor:
     """Project tokens to q, k and v, apply :func:`inline_attention` and add a convolution of v.
 
@@ -84,6 +84,36 @@ def inline_self_attention(
             :func:`soft_mm.ops.dynamic_conv`. On a CPU in fp32 or fp64 and without windows, q and k
             are not computed if that takes fewer flops: the covariance of k and v follows from the
             covariance of the tokens. 'reference' and 'standard' always compute q and k.
+
+    Returns:
+        ``(B, T + N, C)``.
+
+    Raises:
+        ValueError: if the backend does not exist, or filter_bias is given and T is not 0.
+    """
+    if windows.is_whole and is_worthwhile(x, num_heads, backend):
+        _check_filter_bias(x, filter_bias, windows)
+        mean = x.mean(1) if mean is None else mean
+        out, v = covariance_self_attention(x, mean, weight, bias, num_heads)
+        return _add_convolution(out, v, filters, filter_bias, windows.hw, backend)
+    qkv = linear(x, weight, bias, backend)
+    return inline_projected_attention(qkv, filters, filter_bias, num_heads, windows, backend)
+
+
+def inline_projected_attention(
+    qkv: Tensor,
+    filters: Tensor | None,
+    filter_bias: Tensor | None,
+    num_heads: int,
+    windows: Windows,
+    backend: str | None = None,
+    attention: Callable | None = None,
+) -> Tensor:
+    """:func:`inline_self_attention` of tokens that are already projected to q, k and v.
+
+    Args:
+        qkv: ``(B, T + N, 3·C)``.
+        filters, filter_bias, num_heads, windows, backend: see :func:`inline_self_attention`.
         attention: a function with the arguments of :func:`inline_attention` that is computed
             instead of it, on q, k and v of the windows, in every backend.
 
@@ -93,29 +123,29 @@ def inline_self_attention(
     Raises:
         ValueError: if the backend does not exist, or filter_bias is given and T is not 0.
     """
-    height, width = windows.hw
-    if filter_bias is not None and known(x.shape[1] != height * width):
-        raise ValueError(
-            f'filter_bias needs tokens of a feature map alone, {height}·{width}, got {x.shape[1]}'
-        )
-    if attention is None and windows.is_whole and is_worthwhile(x, num_heads, backend):
-        mean = x.mean(1) if mean is None else mean
-        out, v = covariance_self_attention(x, mean, weight, bias, num_heads)
-        return _add_convolution(out, v, filters, filter_bias, windows.hw, backend)
-    qkv = F.linear(x, weight, bias)
-    is_triton = choose_backend(backend, x.device) == 'triton'
+    _check_filter_bias(qkv, filter_bias, windows)
+    is_triton = choose_backend(backend, qkv.device) == 'triton'
     fuses = is_triton and attention is None and filters is not None
-    if fuses and runs_triton('inline_attention', x.device):
+    if fuses and runs_triton('inline_attention', qkv.device):
         from . import triton_kernels
 
         if triton_kernels.supports(qkv, num_heads):
             return triton_kernels.fused_attention(qkv, filters, filter_bias, num_heads, windows)
         log_fallback('inline_attention', 'triton', describe(qkv))
     # Windows are split after the projection, whose bias would make k and v of padding nonzero.
-    num_tokens = None if windows.is_whole else windows.num_tokens(x)[..., None, None]
+    num_tokens = None if windows.is_whole else windows.num_tokens(qkv)[..., None, None]
     attention = attention or inline_attention
     out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens, attention)
     return windows.join(_add_convolution(out, v, filters, filter_bias, windows.size, backend))
+
+
+def _check_filter_bias(tokens: Tensor, filter_bias: Tensor | None, windows: Windows) -> None:
+    height, width = windows.hw
+    if filter_bias is not None and known(tokens.shape[1] != height * width):
+        raise ValueError(
+            f'filter_bias needs tokens of a feature map alone, {height}·{width}, '
+            f'got {tokens.shape[1]}'
+        )
 
 
 def _projected_attention(

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import choose_backend
+from ..linear import linear
 
 
 def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
@@ -44,7 +45,7 @@ def _attention(
     # All heads as one linear map of the tokens, with its bias in the last row.
     maps = _concat_heads(q.mT @ _key_value_covariance(_key_token_covariance(covariance, k), v))
     out = torch.baddbmm(F.linear(mean, weight_v, bias_v) + maps[:, -1:], x, maps[:, :-1])
-    return out, F.linear(x, weight_v, bias_v), covariance
+    return out, linear(x, weight_v, bias_v), covariance
 
 
 @torch.library.custom_op('soft_mm::inline_self_attention_backward', mutates_args=())

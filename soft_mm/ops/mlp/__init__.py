@@ -1,10 +1,12 @@
 """Two linear layers with GELU between them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import choose_backend
-from .reference import mlp as untiled_mlp
+from ..linear import linear
+from .reference import mlp as reference_mlp
 from .tiled import is_worthwhile, tiled_mlp
 
 
@@ -40,10 +42,9 @@ def mlp(
         ValueError: if the backend does not exist.
     """
     arguments = x, weight1, bias1, weight2, bias2, approximate
-    if (
-        choose_backend(backend, x.device) in ('reference', 'standard')
-        or not is_worthwhile(x, weight1)
-        or torch.is_autocast_enabled(x.device.type)
-    ):
-        return untiled_mlp(*arguments)
-    return tiled_mlp(*arguments)
+    if choose_backend(backend, x.device) in ('reference', 'standard'):
+        return reference_mlp(*arguments)
+    if is_worthwhile(x, weight1) and not torch.is_autocast_enabled(x.device.type):
+        return tiled_mlp(*arguments)
+    hidden = F.gelu(linear(x, weight1, bias1, backend), approximate=approximate)
+    return linear(hidden, weight2, bias2, backend)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..linear import linear, weight_gradient
+
 TILE = 2**19  # hidden values per group of tokens, which fit in a core's cache
 WORTHWHILE = 2**22  # hidden values of all tokens from which on tiling is faster
 
@@ -29,8 +31,8 @@ def tiled_mlp(
     out = x.new_empty(*x.shape[:-1], len(weight2))
     tokens, flat = x.reshape(-1, x.shape[-1]), out.view(-1, len(weight2))
     for rows in _tiles(len(tokens), len(weight1)):
-        hidden = F.gelu(torch.addmm(bias1, tokens[rows], weight1.T), approximate=approximate)
-        torch.addmm(bias2, hidden, weight2.T, out=flat[rows])
+        hidden = F.gelu(linear(tokens[rows], weight1, bias1), approximate=approximate)
+        flat[rows] = linear(hidden, weight2, bias2)
     return out
 
 
@@ -42,14 +44,14 @@ def _tiled_backward(
     grad_x = torch.empty_like(tokens, memory_format=torch.contiguous_format)
     grad_1, grad_b1, grad_2 = (torch.zeros_like(w) for w in (weight1, bias1, weight2))
     for rows in _tiles(len(tokens), len(weight1)):
-        before = torch.addmm(bias1, tokens[rows], weight1.T)
-        grad_2.addmm_(grad[rows].T, F.gelu(before, approximate=approximate))
+        before = linear(tokens[rows], weight1, bias1)
+        grad_2 += weight_gradient(grad[rows], F.gelu(before, approximate=approximate))
         grad_before = torch.ops.aten.gelu_backward(
-            grad[rows] @ weight2, before, approximate=approximate
+            linear(grad[rows], weight2.T), before, approximate=approximate
         )
         grad_b1 += grad_before.sum(0)
-        grad_1.addmm_(grad_before.T, tokens[rows])
-        torch.mm(grad_before, weight1, out=grad_x[rows])
+        grad_1 += weight_gradient(grad_before, tokens[rows])
+        grad_x[rows] = linear(grad_before, weight1.T)
     return grad_x.view(x.shape), grad_1, grad_b1, grad_2, grad.sum(0)
 
 

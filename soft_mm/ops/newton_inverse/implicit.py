@@ -30,7 +30,7 @@ def iterate(
         converged = (
             until_converged
             and step % 4 == 3
-            and bool(product.diagonal(dim1=-2, dim2=-1).amin() > 1 - small)
+            and bool((product.diagonal(dim1=-2, dim2=-1) > 1 - small).all())
         )
         v = torch.baddbmm(v, product, v, beta=2, alpha=-1)
         if converged:

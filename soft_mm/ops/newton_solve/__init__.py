@@ -5,7 +5,9 @@ from torch import Tensor
 from ..backend import choose_backend, describe, log_fallback, runs_triton
 from ..newton_inverse import newton_inverse
 from ..precision import at_least_fp32
-from .rational import MIN_SIZE, is_worthwhile, rational_newton_solve
+from ..sizes import known
+from .rational import MIN_ITERATIONS, MIN_SIZE, is_worthwhile, rational_newton_solve
+from .standard import standard_newton_solve
 
 
 @at_least_fp32
@@ -15,15 +17,16 @@ def newton_solve(
     """Compute ``newton_inverse(p, alpha, iterations) @ v``, at a fraction of its cost for large m.
 
     The gradient is implicit, as in :func:`newton_inverse`. For 20 iterations or more, a rational
-    function of p replaces them from 160 rows on, or from 65 with Triton.
+    function of p replaces them from 128 rows on, or from 65 with Triton.
 
     Args:
         p: ``(..., m, m)``, symmetric and positive semi-definite; may be singular.
         v: ``(..., m, e)``, same leading dimensions.
         alpha: ``(..., 1, 1)`` or a shape that broadcasts to it; ``0 < α·λmax² < 2``.
         iterations: number of iterations, at least 0.
-        backend: 'triton' runs kernels of its own and supports fp32; 'standard' always iterates.
-            Passed to :func:`newton_inverse` when p is iterated.
+        backend: 'triton' runs kernels of its own and supports fp32; 'standard' evaluates the
+            rational function in products of matrices, for a symbolic m too. Passed to
+            :func:`newton_inverse` when p is iterated.
 
     Returns:
         ``(..., m, e)`` in fp32 or better.
@@ -38,11 +41,14 @@ def newton_solve(
             f'and m, got {tuple(p.shape)} and {tuple(v.shape)}'
         )
     backend = choose_backend(backend, p.device)
+    m = p.shape[-1]
+    if backend == 'standard' and iterations >= MIN_ITERATIONS and not known(m < MIN_SIZE['torch']):
+        return standard_newton_solve(p, v, alpha, iterations)
     fused = backend == 'triton' and _runs_triton(p, v)
-    if backend != 'standard' and is_worthwhile(p.shape[-1], iterations, fused):
+    if backend != 'standard' and is_worthwhile(m, iterations, fused):
         return rational_newton_solve(p, v, alpha.expand(*p.shape[:-2], 1, 1), iterations, fused)
     # On a CPU and inside the Triton kernel the check for convergence needs no synchronisation.
-    until_converged = p.device.type == 'cpu' or fused and p.shape[-1] < MIN_SIZE['triton']
+    until_converged = p.device.type == 'cpu' or fused and m < MIN_SIZE['triton']
     return newton_inverse(p, alpha, iterations, until_converged, backend) @ v
 
 

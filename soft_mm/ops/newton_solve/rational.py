@@ -17,7 +17,7 @@ POLE = 2.2
 BATCH = {'cpu': 2**18, 'cuda': 2**24}
 # For smaller matrices the iteration is as fast. That of Triton is one launch up to 64 rows; beyond, its
 # 40 products of m×m matrices are estimated, not measured, to take longer than this op's kernels.
-MIN_SIZE = {'torch': 160, 'triton': 65}
+MIN_SIZE = {'torch': 128, 'triton': 65}
 # From this many iterations on, the exponential approximates the power to fp32 precision.
 MIN_ITERATIONS = 20
 
@@ -55,16 +55,14 @@ def forward(p: Tensor, v: Tensor, root: Tensor, fused: bool) -> tuple[Tensor, Te
     out, complement = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (v, p))
     for batch in _batches(complement, p, root):
         _kernels(fused).factor(*batch, POLE)
-    for batch in _batches(out, complement, p, v, root):
-        _apply(*batch, _kernels(fused).product)
+    _write(out, complement, p, v, root, fused)
     return out, complement
 
 
 def backward(grad: Tensor, p: Tensor, complement: Tensor, root: Tensor, fused: bool) -> Tensor:
     """Gradient of v from that of the result, both ``(..., m, e)``."""
     out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    for batch in _batches(out, complement, p, grad, root):
-        _apply(*batch, _kernels(fused).product)
+    _write(out, complement, p, grad, root, fused)
     return out
 
 
@@ -90,10 +88,16 @@ def _batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(x.split(size) for x in flat))
 
 
-def _apply(
-    out: Tensor, complement: Tensor, p: Tensor, v: Tensor, root: Tensor, product: Callable
+def _write(
+    out: Tensor, complement: Tensor, p: Tensor, v: Tensor, root: Tensor, fused: bool
 ) -> None:
-    """Write ``√s (I − ρ) g(ρ) ρ v`` ``(L, m, e)`` to ``out``, for the complement I − ρ of ρ."""
+    product = _kernels(fused).product
+    for part, matrix, *batch in _batches(out, complement, p, v, root):
+        product(matrix, apply(matrix, *batch, product), 1, out=part)
+
+
+def apply(complement: Tensor, p: Tensor, v: Tensor, root: Tensor, product: Callable) -> Tensor:
+    """``√s g(ρ) ρ v`` ``(L, m, e)`` for the complement I − ρ of ρ, by which it is still to multiply."""
     # z = ρ v = δ (P + δI)⁻¹ v. For large eigenvalues, where ρ is small, v − (I − ρ) v loses digits;
     # a step of iterative refinement, with the residual divided by δ, restores them.
     z = product(complement, v, -1, (1, v))
@@ -104,8 +108,7 @@ def _apply(
     before, y = last * z, product(complement, z, -4 * last, (2 * last + c, z))
     for c in reversed(others):
         before, y = y, product(complement, y, -4, (2, y), (-1, before), (c, z))
-    y = product(complement, y, -2, (1, y), (-1, before), (first, z))
-    product(complement, root * y, 1, out=out)
+    return root * product(complement, y, -2, (1, y), (-1, before), (first, z))
 
 
 @_newton_solve.register_fake

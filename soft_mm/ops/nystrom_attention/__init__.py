@@ -8,6 +8,7 @@ from torch import Tensor
 from ..backend import choose_backend
 from ..extension import missing
 from ..gaussian_product.tiled import tile_size
+from ..sizes import known
 from .reference import nystrom_attention as untiled_nystrom_attention
 from .solvers import check_solver
 from .tiled import tiled_nystrom_attention
@@ -57,6 +58,8 @@ def nystrom_attention(
             inconsistent.
     """
     check_solver(solver, alpha_scope)
+    if known(q.shape[0] == 0):
+        alpha_scope = 'matrix'  # an empty batch has no largest sum
     k1_size = prod(q.shape[:-1]) * landmarks.shape[-2]
     materialises = missing() or k1_size < MIN_SIZE
     chosen = choose_backend(backend, q.device, 'torch' if materialises else 'extension')

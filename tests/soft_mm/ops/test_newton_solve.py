@@ -43,9 +43,10 @@ def algorithm(request, monkeypatch):
 # close landmarks.
 @pytest.mark.parametrize('spread', [3.0, 0.6, 0.1, 0.0])
 @pytest.mark.parametrize('shape', [(2, 3, 7), (1, 1), (1, 2, 201)])
-def test_equals_the_iteration(algorithm, shape, spread):
+@pytest.mark.parametrize('backend', [None, 'standard'])
+def test_equals_the_iteration(algorithm, backend, shape, spread):
     inputs = system(*shape, spread=spread)
-    assert_equal(newton_solve(*inputs), reference(*inputs))
+    assert_equal(newton_solve(*inputs, backend=backend), reference(*inputs))
 
 
 def landmarks(case: str) -> Tensor:
@@ -66,7 +67,8 @@ def landmarks(case: str) -> Tensor:
 
 @pytest.mark.parametrize('ridge', [0.0, 0.01])
 @pytest.mark.parametrize('case', ['random', 'distant', 'smooth', 'half equal', 'all equal'])
-def test_fp32_is_as_exact_as_the_iteration(case, ridge):
+@pytest.mark.parametrize('backend', [None, 'standard'])
+def test_fp32_is_as_exact_as_the_iteration(backend, case, ridge):
     """The error is a small multiple of that of 20 iterations in fp32, or of the function's."""
     points = landmarks(case)
     p = gaussian_kernel(points, points) + ridge * torch.eye(400, dtype=torch.float64)
@@ -76,11 +78,13 @@ def test_fp32_is_as_exact_as_the_iteration(case, ridge):
     v = gaussian_kernel(points, tokens * points.std()) @ v
     p, v, alpha = (x.float() for x in (p, v, 1.8 / p.sum(-1).amax(-1)[..., None, None].square()))
     exact = reference(p.double(), v.double(), alpha.double())
-    iterated, ours = (fn(p, v, alpha).double() - exact for fn in (reference, newton_solve))
+    iterated = reference(p, v, alpha).double() - exact
+    ours = newton_solve(p, v, alpha, backend=backend).double() - exact
     assert ours.norm() <= 4 * max(iterated.norm(), FUNCTION_ERROR * exact.norm())
 
 
-def test_null_space_of_equal_landmarks():
+@pytest.mark.parametrize('backend', [None, 'standard'])
+def test_null_space_of_equal_landmarks(backend):
     """The exact result is 0; what remains is rounding, times the condition of P + δI."""
     p = torch.ones(1, 256, 256)
     v = torch.randn(1, 256, 8, generator=torch.Generator().manual_seed(0))
@@ -89,7 +93,7 @@ def test_null_space_of_equal_landmarks():
     root = (alpha * 2**20).sqrt()
     condition = 256 * root / rational.POLE + 1
     bound = root * condition * torch.finfo(torch.float32).eps * v.norm()
-    assert newton_solve(p, v, alpha).norm() <= bound
+    assert newton_solve(p, v, alpha, backend=backend).norm() <= bound
 
 
 def test_the_tests_cover_damped_inverses():
@@ -99,9 +103,11 @@ def test_the_tests_cover_damped_inverses():
 
 
 @pytest.mark.parametrize('iterations', [0, 1, 5, 19, 20, 22])
-def test_other_numbers_of_iterations(iterations):
+@pytest.mark.parametrize('backend', [None, 'standard'])
+def test_other_numbers_of_iterations(backend, iterations):
     inputs = system(2, 201, spread=0.6)
-    assert_equal(newton_solve(*inputs, iterations), reference(*inputs, iterations))
+    ours = newton_solve(*inputs, iterations, backend=backend)
+    assert_equal(ours, reference(*inputs, iterations))
 
 
 def test_implicit_gradients(algorithm):

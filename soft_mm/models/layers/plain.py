@@ -1,0 +1,38 @@
+"""The rule for passing the weights of a layer to an op instead of calling the layer."""
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.module import _has_any_global_hook
+
+from ...ops import linear
+
+
+def is_plain(*layers: nn.Module | None) -> bool:
+    """Whether calling each layer does only what its type says, so that an op may replace the calls.
+
+    An op that takes the weights of linear layers or convolutions bypasses what observes or changes
+    their calls. Tools that prune, quantise, adapt, offload or count layers replace a layer, its
+    ``forward`` or the type of its weight, or register hooks. Such a layer must be called.
+
+    Args:
+        *layers: the layers to replace; None stands for an optional layer that a model lacks.
+    """
+    return not _has_any_global_hook() and all(
+        layer is None
+        # Not isinstance: subclasses compute something else, and parametrised layers are subclasses.
+        or type(layer) in (nn.Linear, nn.Conv2d)
+        # FSDP's weights are tensors. Quantised and distributed ones are of other types; fake ones
+        # stand for any parameter.
+        and type(layer.weight) in (Tensor, nn.Parameter, FakeTensor)
+        and 'forward' not in layer.__dict__
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and not layer._backward_pre_hooks
+        and not layer._backward_hooks
+        for layer in layers
+    )
+
+
+def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer, if it is plain by :func:`soft_mm.ops.linear`."""
+    return linear(x, layer.weight, layer.bias) if is_plain(layer) else layer(x)

@@ -1,0 +1,39 @@
+"""A linear layer."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backend import choose_backend
+from . import onednn
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """Compute ``W·x + b`` for every token, as :func:`torch.nn.functional.linear` does.
+
+    Args:
+        x: ``(..., C)``, any strides.
+        weight: ``(E, C)``, any strides.
+        bias: ``(E,)``.
+        backend: on a CPU in fp32, oneDNN computes large products, unless the backend is 'reference'
+            or 'standard'.
+
+    Returns:
+        ``(..., E)``.
+
+    Raises:
+        ValueError: if the backend does not exist.
+    """
+    standard = choose_backend(backend, x.device) in ('reference', 'standard')
+    if standard or not onednn.supports(x, weight, bias):
+        return F.linear(x, weight, bias)
+    return onednn.Linear.apply(x, weight, bias)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient ``(E, C)`` of the weight from that of the result, ``(N, E)``, and x ``(N, C)``."""
+    # oneDNN distributes the rows of the result to the threads; with fewer rows, each reads less.
+    if grad.shape[1] > x.shape[1]:
+        return linear(x.T, grad.T).T
+    return linear(grad.T, x.T)
