@@ -54,6 +54,11 @@ def test_a_variant_is_trained_once(run_tool, options, tmp_path):
     written = (folder / 'seed-0.json').stat().st_mtime_ns
     assert run_tool(*command, *options).stdout == done.stdout
     assert (folder / 'seed-0.json').stat().st_mtime_ns == written
+    words = 'injectivity', '--images', 'docs/attention.png', '--study', work, '--out', tmp_path
+    run_tool('analysis_tools/figures.py', *words)
+    figure = json.loads((tmp_path / 'injectivity.json').read_text())
+    assert figure['conditions'] == 'images attention.png; weights of the study'
+
     other = run_tool(*command, *options, 'optim_wrapper.optimizer.lr=1.0', check=False)
     assert other.returncode and 'seed-0.json is of another config' in other.stderr
 

@@ -455,11 +455,11 @@ def windows(args: argparse.Namespace) -> tuple[str, list[Panel]]:
 def resolution(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     benchmark = read_benchmark(args, 'backbones')
     times = times_of(benchmark)
-    sides = sorted({side for _, side in times})
     panel = Panel(
         'forward pass', ('√(height · width) of the image (pixels)', 'time of the twin / time')
     )
     for name, twin in TWINS.items():
+        sides = sorted(side for case, side in times if case == name and (twin, side) in times)
         ratios = [ratio(times[twin, side], times[name, side]) for side in sides]
         panel.curves.append(Curve(f'{twin} / {name}', sides, ratios))
     panel.curves.append(Curve('DeiT-T / InLine-DeiT-T, paper', *PAPER_RESOLUTION, 'x--'))
