@@ -28,7 +28,7 @@ SHORT = re.compile(
 
 
 def small(cfg: Config) -> list[str]:
-    """Options that make the images of detectors and segmentors small."""
+    """Options that make the images of detectors and segmentors small, and regions few."""
     if cfg.default_scope == 'mmdet':
         train = cfg.train_dataloader.dataset.pipeline
         if 'scale' in train[2]:
@@ -40,7 +40,15 @@ def small(cfg: Config) -> list[str]:
                 f'3.transforms.{place}.scales=[({SMALL},{SMALL})]'
                 for place in ('0.0', '1.0', '1.2')
             ]
+        regions = []
+        if 'roi_head' in cfg.model:
+            stages = ['rcnn.0', 'rcnn.1', 'rcnn.2'] if 'Cascade' in cfg.model.type else ['rcnn']
+            regions = [
+                'model.test_cfg.rpn.max_per_img=50',
+                *(f'model.train_cfg.{stage}.sampler.num=32' for stage in stages),
+            ]
         return [
+            *regions,
             *(f'train_dataloader.dataset.pipeline.{size}' for size in sizes),
             f'val_dataloader.dataset.pipeline.1.scale=({SMALL},{SMALL})',
         ]
