@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..shapes import ceil_div
+
 
 def orthogonal_features(number: int, width: int, seed: int = 0) -> Tensor:
     """Draw orthogonal Gaussian vectors, always the same for the same arguments.
@@ -20,7 +22,7 @@ def orthogonal_features(number: int, width: int, seed: int = 0) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     options = dict(generator=generator, device='cpu', dtype=torch.float32)
-    blocks = torch.randn(-(-number // width), width, width, **options)
+    blocks = torch.randn(ceil_div(number, width), width, width, **options)
     # The factor Q is uniformly distributed if R has a positive diagonal.
     directions, triangles = torch.linalg.qr(blocks)
     directions = directions * triangles.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
