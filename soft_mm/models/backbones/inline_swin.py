@@ -36,10 +36,11 @@ class InLineSwin(Backbone):
             multiple of them.
         kernel_function (str): φ of injective linear attention, which is applied to queries and keys:
             'identity', 'relu', 'leaky_relu' or 'affine_relu', ReLU(A·+b) with learned A and b.
-        normalization (str): 'subtraction', or 'division' as in linear attention. Other values of this
-            argument, ``kernel_function`` and ``dynamic_conv`` than the defaults are for ablations:
-            there are no checkpoints and no fused kernels for them.
-        dynamic_conv (bool): add the dynamic convolution to injective linear attention.
+        normalization (str): of the attention weights, 'subtraction', or 'division' by their sum as in
+            linear attention.
+        dynamic_conv (bool): add the dynamic convolution to injective linear attention. Other values
+            of this argument, ``kernel_function`` and ``normalization`` than the defaults are for
+            ablations: there are no checkpoints and no fused kernels for them.
         **kwargs: shared arguments, see :class:`Backbone`.
     """
 

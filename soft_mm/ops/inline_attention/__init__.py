@@ -44,9 +44,9 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, num_tokens: Tensor | None = None) -> Tensor:
     """``Σ_j q_i·k_j v_j / (Σ_j q_i·k_j)`` for every query i, in O(M + N).
 
-    The linear attention that InLine (arXiv 2412.06590, §3) compares with, normalised by division. To
-    the mean of ``s·q_i·k_j`` over j, ``s = d^-½``, 1e-6 is added, so that queries of zeros give zeros.
-    Arguments, result and errors are those of :func:`inline_attention`.
+    The linear attention that InLine (arXiv 2412.06590) compares itself with, which normalises by
+    division. The mean of ``s·q_i·k_j`` over j, ``s = d^-½``, is increased by 1e-6, so that a query of
+    zeros gives zeros. Arguments, result and errors are those of :func:`inline_attention`.
     """
     check_shapes(q, k, v)
     return product_linear_attention(q, k, v, k.shape[-2] if num_tokens is None else num_tokens)
