@@ -44,11 +44,15 @@ class Model(BaseModel):
 
 
 def train(
-    folder: Path, used: slice, optim: dict | None = None, launcher: str = 'none', **kwargs
+    folder: Path,
+    used: slice,
+    optim: dict | None = None,
+    frozen: str | None = None,
+    launcher: str = 'none',
+    cfg: dict | None = None,
+    **kwargs,
 ) -> str:
     """Train for two iterations; return the warnings in the log."""
-    frozen = kwargs.pop('frozen', None)
-    cfg = kwargs.pop('cfg', {})
     model = Model(used, **kwargs)
     if frozen:
         model.get_submodule(frozen).requires_grad_(False)
@@ -61,7 +65,7 @@ def train(
         custom_hooks=[dict(type='soft_mm.CheckModelHook')],
         launcher=launcher,
         experiment_name=str(folder).replace('/', '-'),
-        cfg=cfg,
+        cfg=cfg or {},
     )
     runner.train()
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
