@@ -143,7 +143,7 @@ BACKBONE = {
     'in_channels=0': 'in_channels must be a positive integer, got 0',
     'in_channels=1': 'SOFT has in_channels=1, got images with 3 channels',
     'norm_eval=no': "norm_eval must be True or False, got 'no'",
-    'landmarks=pool': "landmarks must be one of ['conv', 'avg_pool', 'random'], got 'pool'",
+    'landmarks=pool': "landmarks must be one of ['conv', 'avg_pool', 'random', 'biased'], got 'pool'",
     'num_landmarks=0': 'num_landmarks must be None or at least 1, got 0',
     'num_landmarks=many': 'num_landmarks must be None or at least 1, got many',
     'solver=lu': "solver must be one of ['newton', 'iteration', 'ridge'], got 'lu'",
