@@ -2,9 +2,21 @@
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 from ...ops import linear
+
+GLOBAL_HOOKS = (
+    _global_forward_pre_hooks,
+    _global_forward_hooks,
+    _global_backward_pre_hooks,
+    _global_backward_hooks,
+)
 
 
 def is_plain(*layers: nn.Module | None) -> bool:
@@ -17,7 +29,7 @@ def is_plain(*layers: nn.Module | None) -> bool:
     Args:
         *layers: the layers to replace; None stands for an optional layer that a model lacks.
     """
-    return not _has_any_global_hook() and all(
+    return not any(GLOBAL_HOOKS) and all(
         layer is None
         # Not isinstance: subclasses compute something else, and parametrised layers are subclasses.
         or type(layer) in (nn.Linear, nn.Conv2d)
