@@ -204,6 +204,8 @@ def test_a_global_hook_makes_nothing_plain():
 
 @pytest.mark.parametrize('hooked', [False, True])
 def test_compiled_layers_follow_the_rule(hooked, monkeypatch):
+    if hooked and torch.__version__ < (2, 6):
+        pytest.skip('this torch compiles no hooks')
     monkeypatch.setattr(tiled, 'WORTHWHILE', 0)
     torch._dynamo.reset()  # torch.compile does not notice hooks that are registered later
     layer, graphs, fired = MLP(4, 8), [], []

@@ -100,6 +100,8 @@ def test_any_memory_layout(name):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision(name, dtype):
     """Each of some 30 layers rounds its output, by up to eps / 2 of it."""
+    if (name, dtype) == ('pyramid', torch.float16) and torch.__version__ < (2, 6):
+        pytest.skip('this torch does not pad fp16 on a CPU')
     model = build(name)
     x = image(2, 3, *SIZE)
     with torch.no_grad():
