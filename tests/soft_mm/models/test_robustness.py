@@ -73,7 +73,8 @@ def test_an_empty_batch_has_empty_maps_and_zero_gradients(name, training, backen
         results = run(model, image(0, 3, *SIZE))
     assert [m.shape for m in results[: len(shapes)]] == shapes
     for grad in results[len(shapes) + 1 :]:
-        assert not grad.any()
+        # From torch 2.15 on, PyTorch's attention of no tokens gives its mask no gradient.
+        assert grad is None or not grad.any()
     for key, t in model.state_dict().items():
         assert torch.equal(t, before[key]) or key.endswith('num_batches_tracked')
 
