@@ -1,5 +1,6 @@
 """A linear layer."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def linear(
     standard = choose_backend(backend, x.device) in ('reference', 'standard')
     if standard or not onednn.supports(x, weight, bias):
         return F.linear(x, weight, bias)
-    return onednn.Linear.apply(x, weight, bias)
+    return _Linear.apply(x, weight, bias)
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -37,3 +38,23 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if grad.shape[1] > x.shape[1]:
         return linear(x.T, grad.T).T
     return linear(grad.T, x.T)
+
+
+class _Linear(torch.autograd.Function):
+    """By oneDNN; the gradients are linear layers too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        tokens = grad.flatten(0, -2)
+        return (
+            linear(grad, weight.T) if needs_x else None,
+            weight_gradient(tokens, x.flatten(0, -2)) if needs_weight else None,
+            tokens.sum(0) if needs_bias else None,
+        )

@@ -30,23 +30,6 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-class Linear(torch.autograd.Function):
-    """``x (..., C)``, weight ``(E, C)``, bias ``(E,)`` or None -> ``(..., E)``."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from . import linear, weight_gradient
-
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        tokens = grad.flatten(0, -2)
-        return (
-            linear(grad, weight.T) if needs_x else None,
-            weight_gradient(tokens, x.flatten(0, -2)) if needs_weight else None,
-            tokens.sum(0) if needs_bias else None,
-        )
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x ``(..., C)``, weight ``(E, C)``, bias ``(E,)`` or None -> ``(..., E)``."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
