@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from soft_mm.engine.prediction import add_inputs_and_outputs, predict_inputs, silence_toolboxes
+from soft_mm.engine.predict_inputs import add_inputs_and_outputs, predict_inputs, silence_toolboxes
 from soft_mm.engine.predictor import Predictor
 from soft_mm.fileio import set_checkpoint_reader
 from soft_mm.utils import add_cfg_options, add_quiet, add_trust_pickle

@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from soft_mm.deployment.predictor import OnnxPredictor
 from soft_mm.deployment.runtimes import RUNTIMES
-from soft_mm.engine.prediction import add_inputs_and_outputs, predict_inputs, silence_toolboxes
+from soft_mm.engine.predict_inputs import add_inputs_and_outputs, predict_inputs, silence_toolboxes
 from soft_mm.utils import add_cfg_options, add_quiet
 
 
