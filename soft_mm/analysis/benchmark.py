@@ -5,6 +5,7 @@ import ctypes
 import json
 import platform
 import re
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -24,6 +25,11 @@ def milliseconds(step: Callable, device: str) -> float:
     if device == 'cuda':
         torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - start)
+
+
+def median_ratio(times: list[float], others: list[float]) -> float:
+    """Median of the ratios of what was measured in the same turn."""
+    return statistics.median(a / b for a, b in zip(times, others))
 
 
 def peak_memory(step: Callable, device: str) -> float:

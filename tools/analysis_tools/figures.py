@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from soft_mm import MODELS, build_backbone
 from soft_mm.analysis.attention import AttentionCall, record_attention
-from soft_mm.analysis.benchmark import add_device, machine, peak_memory
+from soft_mm.analysis.benchmark import add_device, machine, median_ratio, peak_memory
 from soft_mm.fileio import atomic_write, last_checkpoint, load_backbone
 from soft_mm.fileio.media import find_media
 from soft_mm.models.backbones import Backbone
@@ -434,11 +434,6 @@ def times_of(benchmark: dict) -> dict[tuple[str, int], list[float]]:
     }
 
 
-def ratio(times: list[float], others: list[float]) -> float:
-    """Median of the ratios of what was measured in the same turn."""
-    return statistics.median(a / b for a, b in zip(times, others))
-
-
 def windows(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     benchmark = read_benchmark(args, 'windows')
     times = times_of(benchmark)
@@ -446,7 +441,7 @@ def windows(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     for name, paper in PAPER_WINDOWS.items():
         cases = [times[f'{name}, windows of {size}', 224] for size in WINDOWS]
         panel.curves += [
-            Curve(name, list(WINDOWS), [ratio(cases[0], case) for case in cases]),
+            Curve(name, list(WINDOWS), [median_ratio(cases[0], case) for case in cases]),
             Curve(f'{name}, paper', list(WINDOWS), [x / paper[0] for x in paper], 'x--'),
         ]
     return benchmark['machine'], [panel]
@@ -460,7 +455,7 @@ def resolution(args: argparse.Namespace) -> tuple[str, list[Panel]]:
     )
     for name, twin in TWINS.items():
         sides = sorted(side for case, side in times if case == name and (twin, side) in times)
-        ratios = [ratio(times[twin, side], times[name, side]) for side in sides]
+        ratios = [median_ratio(times[twin, side], times[name, side]) for side in sides]
         panel.curves.append(Curve(f'{twin} / {name}', sides, ratios))
     panel.curves.append(Curve('DeiT-T / InLine-DeiT-T, paper', *PAPER_RESOLUTION, 'x--'))
     return benchmark['machine'], [panel]

@@ -36,6 +36,7 @@ from soft_mm.analysis.benchmark import (
     add_device,
     add_out,
     machine,
+    median_ratio,
     milliseconds,
     peak_memory,
     report,
@@ -163,7 +164,7 @@ class Measured:
 
     def time_relative_to(self, other: 'Measured') -> float:
         """Median ratio of the times that were measured in the same turn."""
-        return statistics.median(a / b for a, b in zip(self.times, other.times))
+        return median_ratio(self.times, other.times)
 
     @property
     def tokens(self) -> float:
