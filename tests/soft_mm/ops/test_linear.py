@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from soft_mm.ops import linear
@@ -99,3 +100,20 @@ def test_tracers_see_pytorch_operators():
     assert not onednn.supports(torch.empty(300, 32, device='meta'), *inputs[1:])
     mapped = torch.func.vmap(linear, in_dims=(0, None, None))(inputs[0][None], *inputs[1:])
     assert torch.equal(mapped[0], F.linear(*inputs))
+
+
+def test_weights_of_a_larger_matrix_are_copied():
+    """oneDNN computes their layer by its reference implementation, which takes a thousand times as long."""
+    x, weight = torch.randn(4, 8), torch.randn(8, 16)
+
+    class Strides(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.mkldnn._linear_pointwise.default:
+                seen.append(sorted(args[1].stride()))
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    with Strides():
+        onednn.linear(x, weight[:, :8], None)
+        onednn.linear(x, weight[:, :8].T, None)
+    assert seen == [[1, 8], [1, 8]]
