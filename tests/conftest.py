@@ -14,25 +14,26 @@ SHARED = ROOT.parent / 'shared'  # golden numbers and sample images; it may be a
 LOADERS = ('train', 'val', 'test')
 # The files that take longest, in this order: a process that starts one of them last makes all wait.
 LONGEST = (
-    'test_compile.py',
     'test_real_input.py',
+    'test_bad_input.py',
+    'test_compile.py',
+    'test_pages.py',
     'test_processes.py',
-    'test_tables.py',
     'test_triton_kernels.py',
     'test_every_config.py',
-    'test_runs.py',
-    'test_resume.py',
-    'test_bad_numbers.py',
-    'test_build.py',
-    'test_pages.py',
-    'test_simd.py',
-    'test_wheel.py',
-    'test_attention.py',
-    'test_run_onnx.py',
-    'test_predict.py',
     'test_benchmarks.py',
+    'test_tables.py',
+    'test_run_onnx.py',
     'test_progress.py',
+    'test_runs.py',
+    'test_bad_numbers.py',
+    'test_resume.py',
     'test_wheel.py',
+    'test_simd.py',
+    'test_soft_attention.py',
+    'test_checkpoints.py',
+    'test_converters.py',
+    'test_configs.py',
 )
 
 if not torch.cuda.is_available():
