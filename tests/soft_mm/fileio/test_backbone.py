@@ -18,8 +18,6 @@ from soft_mm.models.backbones import Backbone
 ARCH = dict(channels=(16, 32, 48, 64), num_heads=(2, 4, 6, 8), depths=(1, 1, 1, 1))
 SWIN = partial(soft_mm.InLineSwin, dict(ARCH, inline_depths=(1, 1, 0, 0)), img_size=64)
 DEIT = partial(soft_mm.InLineDeiT, dict(channels=(32,), num_heads=(4,), depths=(2,)), img_size=64)
-
-
 FAMILIES = {
     'SOFT': partial(soft_mm.SOFT, dict(ARCH, kernel_sizes=(9, 5, 3)), sym_norm=True, img_size=64),
     'InLineDeiT': DEIT,
