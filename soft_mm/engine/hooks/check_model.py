@@ -121,18 +121,19 @@ def _allows_unused(runner: Runner) -> bool:
 def _of_other_classes(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
     """Names of a checkpoint's tensors that differ in the number of classes, and their names in the model.
 
-    There are none if anything else does not fit: then the checkpoint is of another model.
+    There are none if anything else outside of the backbone, which resizes some, does not fit: then the
+    checkpoint is of another model.
     """
     keys = {name: name.removeprefix('module.') for name in state}
     if own.keys() != {*keys.values()}:
         return {}
-    misfits = {name: key for name, key in keys.items() if state[name].shape != own[key].shape}
-    if any(
-        key.startswith('backbone.') or state[name].shape[1:] != own[key].shape[1:]
-        for name, key in misfits.items()
-    ):
-        return {}
-    return misfits
+    misfits = {
+        name: key
+        for name, key in keys.items()
+        if state[name].shape != own[key].shape and not key.startswith('backbone.')
+    }
+    fits = (state[name].shape[1:] == own[key].shape[1:] for name, key in misfits.items())
+    return misfits if all(fits) else {}
 
 
 def _list_some(items: list[str]) -> str:
