@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share, and the rule that a skipped test gives its reason."""
 
 import argparse
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'  # golden numbers and sample images; it may be absent
@@ -60,6 +62,18 @@ def device(request) -> str:
     if not HAS_TRITON:
         pytest.skip('there is no Triton, or one before 3.4')
     return 'cpu'
+
+
+@pytest.fixture
+def logged() -> list[str]:
+    """Messages of MMEngine's logger."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope='session')
