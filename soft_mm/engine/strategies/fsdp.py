@@ -7,12 +7,15 @@ rank's shard of the gradient by the norm of that shard alone.
 
 import time
 from collections.abc import Callable
+from math import inf
 
 import mmengine
 import torch
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_distributed, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import save_checkpoint
 from mmengine.utils import apply_to
 from torch import Tensor, nn
@@ -54,6 +57,32 @@ class FSDPStrategy(DDPStrategy):
                 'start it with tools/dist_train.sh'
             )
         return super().prepare(model, **kwargs)
+
+    def check_hooks(self, hooks: list[Hook]) -> None:
+        """Check that a run does not average weights, which takes a copy of the model without shards.
+
+        Raises:
+            ValueError: if one of the hooks is MMEngine's EMAHook or a subclass of it.
+        """
+        for hook in hooks:
+            if isinstance(hook, EMAHook):
+                raise ValueError(
+                    f'custom_hooks must not have {type(hook).__name__} in a run with FSDPStrategy, '
+                    'which does not average weights: remove it from custom_hooks, or remove strategy '
+                    'and runner_type from the config to train without shards'
+                )
+
+    def build_optim_wrapper(self, *args, **kwargs) -> BaseOptimWrapper:
+        optim_wrapper = super().build_optim_wrapper(*args, **kwargs)
+        clip_grad = getattr(optim_wrapper, 'clip_grad_kwargs', None) or {}
+        # A parameter with fewer rows than there are processes leaves some of them an empty shard, of
+        # which PyTorch computes any norm but this one.
+        if float(clip_grad.get('norm_type', 2)) == inf:
+            raise ValueError(
+                'optim_wrapper.clip_grad.norm_type must be finite with FSDPStrategy, got '
+                f'{clip_grad["norm_type"]!r}'
+            )
+        return optim_wrapper
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         model = model.to(get_device())
@@ -103,6 +132,12 @@ class FSDPStrategy(DDPStrategy):
 
         def checked(checkpoint: dict) -> None:
             check_resumable(checkpoint, filename)
+            if 'ema_state_dict' in checkpoint:
+                raise ValueError(
+                    f'{filename} contains averaged weights (ema_state_dict), which FSDPStrategy does '
+                    'not average further: resume from it without shards, or start a new run from its '
+                    'averaged weights with load_from'
+                )
             if callback is not None:
                 callback(checkpoint)
 
