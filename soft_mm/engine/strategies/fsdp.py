@@ -122,9 +122,24 @@ class FSDPStrategy(DDPStrategy):
         if is_main_process():
             save_checkpoint(checkpoint, filename, backend_args=ATOMIC)
 
-    def load_checkpoint(self, filename: str, **kwargs) -> dict:
+    def load_checkpoint(
+        self, filename: str, *, callback: Callable[[dict], None] | None = None, **kwargs
+    ) -> dict:
+
+        def completed(checkpoint: dict) -> None:
+            if (
+                'state_dict' not in checkpoint
+            ):  # a bare state dict, which MMEngine's runner reads too
+                state_dict = dict(checkpoint)
+                checkpoint.clear()
+                checkpoint['state_dict'] = state_dict
+            if callback is not None:
+                callback(checkpoint)
+
         with checkpoint_of_this_model(filename):
-            return super().load_checkpoint(filename, **{**kwargs, 'strict': True})
+            return super().load_checkpoint(
+                filename, callback=completed, **{**kwargs, 'strict': True}
+            )
 
     def resume(
         self, filename: str, *, callback: Callable[[dict], None] | None = None, **kwargs

@@ -57,3 +57,19 @@ def test_checkpoints_that_it_does_not_resume_from(checkpoint, message, strategy,
     with pytest.raises(ValueError, match=f'{path} contains {message}'):
         strategy.resume(str(path))
     assert model.weight.item() == before
+
+
+def test_a_bare_state_dict_is_loaded(strategy, tmp_path):
+    model, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    torch.save(other.state_dict(), tmp_path / 'weights.pth')
+    strategy.prepare(model)
+    strategy.load_checkpoint(str(tmp_path / 'weights.pth'))
+    assert model.weight.item() == other.weight.item()
+
+
+def test_clipping_by_the_largest_gradient_is_refused(strategy):
+    """A process with an empty shard could not compute it."""
+    clip_grad = dict(max_norm=1.0, norm_type='inf')
+    options = dict(optimizer=dict(type='SGD', lr=1.0), clip_grad=clip_grad)
+    with pytest.raises(ValueError, match="clip_grad.norm_type must be finite.*, got 'inf'"):
+        strategy.build_optim_wrapper(options, nn.Linear(1, 1))
