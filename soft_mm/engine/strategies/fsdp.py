@@ -7,7 +7,7 @@ rank's shard of the gradient by the norm of that shard alone.
 
 import time
 from collections.abc import Callable
-from math import inf
+from math import isinf
 
 import mmengine
 import torch
@@ -44,6 +44,7 @@ class FSDPStrategy(DDPStrategy):
 
     Raises:
         RuntimeError: if training starts without a process group.
+        ValueError: if gradients are to be clipped by their largest value, with ``norm_type='inf'``.
     """
 
     def _setup_distributed(self, launcher: str = 'none', **kwargs) -> None:
@@ -77,7 +78,7 @@ class FSDPStrategy(DDPStrategy):
         clip_grad = getattr(optim_wrapper, 'clip_grad_kwargs', None) or {}
         # A parameter with fewer rows than there are processes leaves some of them an empty shard, of
         # which PyTorch computes any norm but this one.
-        if float(clip_grad.get('norm_type', 2)) == inf:
+        if isinf(float(clip_grad.get('norm_type', 2))):
             raise ValueError(
                 'optim_wrapper.clip_grad.norm_type must be finite with FSDPStrategy, got '
                 f'{clip_grad["norm_type"]!r}'
@@ -127,9 +128,7 @@ class FSDPStrategy(DDPStrategy):
     ) -> dict:
 
         def completed(checkpoint: dict) -> None:
-            if (
-                'state_dict' not in checkpoint
-            ):  # a bare state dict, which MMEngine's runner reads too
+            if 'state_dict' not in checkpoint:  # MMEngine's Runner reads a bare state dict, too
                 state_dict = dict(checkpoint)
                 checkpoint.clear()
                 checkpoint['state_dict'] = state_dict

@@ -1,7 +1,7 @@
 """Two processes, with DDP and in shards, take the steps of one, whatever the options of training.
 
-``tests/tools/test_processes.py`` shows it for the commands. torchrun runs this file as a script, once
-for many options.
+torchrun runs this file as a script, once for all options; importing the toolboxes for each, as
+``tests/tools/test_processes.py`` does for the commands, would take minutes.
 """
 
 import functools
@@ -88,8 +88,8 @@ class Regressor(BaseModel):
     """A backbone and a linear layer, with the mean squared error as the loss.
 
     Args:
-        overflow: number of the forward pass after which the last process finds infinity in the gradient
-            of the linear layer's bias. FSDP keeps that bias in the first process alone.
+        overflow: index of the forward pass after which the last process computes infinity as the
+            gradient of the linear layer's bias. In shards, only the first process keeps that gradient.
     """
 
     def __init__(self, backbone: dict, dtype: str, overflow: int | None) -> None:
