@@ -29,6 +29,7 @@ from soft_mm.ops.gaussian_product.reference import gaussian_product as reference
 from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inverse
 from soft_mm.ops.newton_solve.rational import POLE
 from soft_mm.ops.nystrom_attention.scale import newton_scale
+from soft_mm.ops.nystrom_attention.solvers import solve_landmarks
 from soft_mm.ops.windows import Windows
 
 ROOT = Path(__file__).parents[3]
@@ -314,6 +315,18 @@ def test_inverse_takes_the_steps_it_is_told(iterations, device):
         rtol=2e-4,
         atol=2e-4,
     )
+
+
+@pytest.mark.parametrize('sym_norm', [False, True])
+@pytest.mark.parametrize('m', [1, 49, 65])
+def test_inverse_of_landmarks(m, sym_norm, device):
+    """As one op, against K2, its normalisation, α and the iterations one by one."""
+
+    def solution(solver: str, backend: str):
+        return lambda x, v: solve_landmarks(x, v, sym_norm, solver, 'matrix', backend)
+
+    inputs = [tokens(2, 1, m, channels, device=device) for channels in (8, 5)]
+    check(solution('newton', 'triton'), solution('iteration', 'torch'), inputs, torch.float32)
 
 
 def systems(count: int, m: int, e: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -630,19 +643,20 @@ def test_results_are_the_same_bits_each_time(device):
 def test_opcheck(device):
     from soft_mm.ops.dynamic_conv.triton_kernels import fused_dynamic_conv
 
-    fused_attention = torch.ops.soft_mm.inline_attention  # its module is imported by the line below
     import soft_mm.ops.inline_attention.triton_kernels  # noqa: F401
+    from soft_mm.ops.nystrom_attention.triton_kernels import landmark_solve
 
     q, k, v = (x.requires_grad_() for x in pair(1, 2, 5, 3, 4, 2, device))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_kernel, (q, k, 'triton'))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (q, k, v, 'triton'))
+    torch.library.opcheck(landmark_solve, (k, v.detach().clone().requires_grad_(), True))
     v, filters, bias = (x.requires_grad_() for x in convolutions(2, 3, 4, 5, device))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, bias, 3, 4))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, None, 3, 4))
     qkv = tokens(2, 13, 24, device=device).requires_grad_()
     filters = tokens(2, 8, 3, 3, device=device).requires_grad_()
     sizes = 2, [3, 4], [3, 4], [0, 0]
-    torch.library.opcheck(fused_attention, (qkv, filters, None, *sizes))
+    torch.library.opcheck(torch.ops.soft_mm.inline_attention, (qkv, filters, None, *sizes))
 
 
 def test_compiles_without_a_graph_break(device):
