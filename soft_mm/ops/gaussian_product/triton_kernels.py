@@ -37,17 +37,18 @@ class Tile(NamedTuple):
     @classmethod
     def of(cls, rows: int, channels: int, dtype: torch.dtype, sums: str) -> 'Tile':
         """Choose for ``rows`` tokens in all; ``sums`` is 'values', 'gradients' or 'both'."""
-        many = sums == 'both' and dtype == torch.float32 and channels <= 32
-        columns = 64 if sums == 'values' or many else 32
+        columns = 64 if sums == 'values' else 32
         if rows <= 64:
-            return cls(64, columns, (4,))
-        if channels > 32 or many:
+            # With two warps, each row of the other factor that a warp loads is multiplied twice.
+            two = sums != 'values' and dtype == torch.float32 and channels <= 32
+            return cls(64, columns, (2,) if two else (4,))
+        if channels > 32:
             return cls(128, columns, (8,))
         return cls(128, columns, (4, 8) if sums == 'values' else (4,))
 
 
 # The tile is not tuned: the order of the sums, and so the bits of the result, follow from it.
-CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w in (4, 8) for s in (2, 3)]
+CONFIGS = [triton.Config({}, num_warps=w, num_stages=s) for w in (2, 4, 8) for s in (2, 3)]
 
 
 def fitting(configs: list[triton.Config], tile: Tile) -> list[triton.Config]:
@@ -114,16 +115,20 @@ def _store(out, x, rows, count, stride, channels: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
-def _load_columns(x, columns, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
+def _load_columns(x, start, j, count, stride, channels: tl.constexpr, BLOCK: tl.constexpr):
+    """Load rows ``start + j``.
+
+    A start in the address takes fewer instructions, one in j fewer registers.
+    """
     if x.dtype.element_ty == tl.float32:  # prepared, with enough rows for every tile
         c = tl.arange(0, BLOCK)[None, :]
-        places = x + columns[:, None] * stride + c
+        places = (x + start * channels) + j[:, None] * channels + c
         if channels == BLOCK:
             return tl.load(places)
         else:
             return tl.load(places, mask=c < channels, other=0.0)
     else:
-        return _load(x, columns, count, stride, channels, BLOCK)
+        return _load(x, start + j, count, stride, channels, BLOCK)
 
 
 @triton.jit
@@ -291,12 +296,11 @@ def _sum_values(
     b = _head(b, head, heads, b_batch, b_head)
     y = _head(y, head, heads, y_batch, y_head)
     dtype: tl.constexpr = y.dtype.element_ty
-    total = tl.zeros((ROWS, E), tl.float32)
+    j, total = tl.arange(0, COLUMNS), tl.zeros((ROWS, E), tl.float32)
     for start in range(first, last, COLUMNS):
-        columns = start + tl.arange(0, COLUMNS)
-        others = _load_columns(b, columns, N, b_token, d, D)
-        values = _load_columns(y, start + _columns(COLUMNS, dtype), N, y_token, e, E)
-        kernel = _kernel(tokens, others, squares, tl.load(norms + columns))
+        others = _load_columns(b, start, j, N, b_token, d, D)
+        values = _load_columns(y, start, _columns(COLUMNS, dtype), N, y_token, e, E)
+        kernel = _kernel(tokens, others, squares, tl.load(norms + start + j))
         total = _dot(_factor(kernel, dtype), values, total)
     out = _head(out + tl.program_id(1) * out_split, head, heads, out_batch, out_head)
     _store(out, total, rows, M, out_token, e, E)
@@ -356,25 +360,27 @@ def _sum_gradients(
     y = _head(y, head, heads, y_batch, y_head)
     # Of fp16 and fp32, which differ in range, the wider; see _values.
     common: tl.constexpr = value_dtype if own.dtype == value_dtype else tl.float32
-    total, weight = tl.zeros((ROWS, D), tl.float32), tl.zeros((ROWS, 16), tl.float32)
-    value_total = tl.zeros((ROWS, E), tl.float32)
+    total, weight = tl.zeros((ROWS, D), tl.float32), tl.zeros((ROWS, 8), tl.float32)
+    j, value_total = tl.arange(0, COLUMNS), tl.zeros((ROWS, E), tl.float32)
     for start in range(first, last, COLUMNS):
-        columns = start + tl.arange(0, COLUMNS)
-        others = _load_columns(b, columns, N, b_token, d, D)
-        values = _load_columns(y, columns, N, y_token, e, E)
-        kernel = _kernel(tokens, others, squares, tl.load(norms + columns))
-        p = kernel * _dot(own.to(common), tl.trans(values.to(common)))
+        others = _load_columns(b, start, j, N, b_token, d, D)
+        values = _load_columns(y, start, j, N, y_token, e, E)
+        kernel = _kernel(tokens, others, squares, tl.load(norms + start + j))
         if sums is not None:
+            ordered = values
             if value_dtype == tl.float32:
-                values = _load_columns(y, start + _columns(COLUMNS, value_dtype), N, y_token, e, E)
-            value_total = _dot(_factor(kernel, value_dtype), values, value_total)
+                ordered = _load_columns(
+                    y, 0, start + _columns(COLUMNS, value_dtype), N, y_token, e, E
+                )
+            value_total = _dot(_factor(kernel, value_dtype), ordered, value_total)
+        p = kernel * _dot(own.to(common), tl.trans(values.to(common)))
         if dtype == tl.float32:
-            others = _load_columns(b, start + _columns(COLUMNS, dtype), N, b_token, d, D)
+            others = _load_columns(b, 0, start + _columns(COLUMNS, dtype), N, b_token, d, D)
         p = _factor(p, dtype)
         total = _dot(p, others, total)
         # The weights are sums of what is multiplied, after rounding, so that errors of p are
         # multiplied by b_j − a_i and not by b_j. A product with ones takes fewer instructions.
-        weight = _dot(p, tl.full((COLUMNS, 16), 1.0, tl.float32).to(dtype), weight)
+        weight = _dot(p, tl.full((COLUMNS, 8), 1.0, tl.float32).to(dtype), weight)
     total -= tl.max(weight, 1)[:, None] * tokens
     if dtype == tl.float32:
         total /= SCALE

@@ -158,6 +158,13 @@ def main(capability: int) -> None:
     for dtype in ('fp32', 'bf16'):
         for rows, d in ((128, 32), (64, 32), (128, 64)):
             products(capability, rows, d, dtype)
+        pointers = dict(x=dtype, y=dtype, norms='fp32')
+        constants = dict(d=32, e=32, D=32, E=32)
+        if dtype == 'fp32':
+            pointers |= dict.fromkeys(('centre', 'rounded', 'values'), dtype)
+        else:
+            constants |= dict.fromkeys(('centre', 'rounded', 'values'))
+        print(report(capability, product._prepare, pointers, constants))
     for kernel, pointers, constants in (
         (
             gaussian._exponentiate,

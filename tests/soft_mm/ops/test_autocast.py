@@ -100,7 +100,9 @@ class Launches(TorchDispatchMode):
         if func.namespace == 'soft_mm' and name not in self.whole:
             with self:
                 return OPDEFS[func.name()]._init_fn(*args, **(kwargs or {}))
-        if func.namespace == 'aten':  # an operator that calls others, such as flatten, launches nothing
+        if (
+            func.namespace == 'aten'
+        ):  # an operator that calls others, such as flatten, launches nothing
             with self:
                 out = func.decompose(*args, **(kwargs or {}))
             if out is not NotImplemented:
