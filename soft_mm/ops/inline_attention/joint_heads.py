@@ -10,7 +10,7 @@ from torch import Tensor
 def supports(qkv: Tensor) -> bool:
     """Whether these tokens are in half precision on a GPU, and PyTorch's products return fp32."""
     return (
-        qkv.is_cuda
+        qkv.device.type == 'cuda'
         and qkv.dtype in (torch.bfloat16, torch.float16)
         and torch.__version__ >= (2, 8)
         and torch.version.hip is None
@@ -27,7 +27,7 @@ def joint_heads_attention(qkv: Tensor, num_heads: int, num_tokens: int | Tensor)
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Product of half-precision matrices in fp32."""
-    if a.is_cuda:
+    if a.device.type == 'cuda':
         return torch.bmm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()  # no other device has it
 

@@ -678,13 +678,13 @@ def without_interpreter(*arguments) -> list[list[str]]:
 # Kibibytes of shared memory of a block.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 # Thread-instructions per element, by the beginning of the name: at most so many in the config that
-# needs the fewest. SOFT's heads have 32 channels; 64 double the products.
+# needs the fewest. SOFT's heads have 32 channels; 64 double the products, see the README of the op.
 MOST_INSTRUCTIONS = {
     r'_sum_values-.*-32-(64|128)-\d+$': 14,
     r'_sum_gradients-.*-32-(64|128)-\d+(-None)?$': 14,
-    r'_sum_values-.*-64-128-\d+$': 17,
+    r'_sum_values-.*-64-128-\d+$': 15,
     r'_sum_gradients-bf16.*-64-128-\d+(-None)?$': 16,
-    r'_sum_gradients-fp32.*-64-128-\d+(-None)?$': 35,
+    r'_sum_gradients-fp32.*-64-128-\d+(-None)?$': 28,
     # An H100 executes about ten while it moves a byte: InLine's first passes read 4 and 6 bytes of
     # bf16, the last gradient moves 12. The forward pass, of 6, takes more than that.
     r'_sum_keys_and_values-bf16.*-True-tf32$': 40,
