@@ -231,10 +231,12 @@ def _columns(COLUMNS: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def _factor(x, dtype: tl.constexpr):
+def _factor(x, dtype: tl.constexpr, token_dtype: tl.constexpr):
     """Make a tile the first factor of a product with an operand of this dtype."""
     if dtype == tl.float32:
-        if ON_CPU:  # as tensor cores do
+        if token_dtype != tl.float32:  # K is not increased
+            x = _round(x)
+        elif ON_CPU:  # as tensor cores do
             x = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
         # A thread holds columns 2t and 2t + 1 of each eight, but multiplies columns t and t + 4 of
         # TF32. Renaming the columns so saves the exchange between threads.
@@ -301,7 +303,7 @@ def _sum_values(
         others = _load_columns(b, start, j, N, b_token, d, D)
         values = _load_columns(y, start, _columns(COLUMNS, dtype), N, y_token, e, E)
         kernel = _kernel(tokens, others, squares, tl.load(norms + start + j))
-        total = _dot(_factor(kernel, dtype), values, total)
+        total = _dot(_factor(kernel, dtype, tokens.dtype), values, total)
     out = _head(out + tl.program_id(1) * out_split, head, heads, out_batch, out_head)
     _store(out, total, rows, M, out_token, e, E)
 
@@ -372,11 +374,11 @@ def _sum_gradients(
                 ordered = _load_columns(
                     y, 0, start + _columns(COLUMNS, value_dtype), N, y_token, e, E
                 )
-            value_total = _dot(_factor(kernel, value_dtype), ordered, value_total)
+            value_total = _dot(_factor(kernel, value_dtype, dtype), ordered, value_total)
         p = kernel * _dot(own.to(common), tl.trans(values.to(common)))
         if dtype == tl.float32:
             others = _load_columns(b, 0, start + _columns(COLUMNS, dtype), N, b_token, d, D)
-        p = _factor(p, dtype)
+        p = _factor(p, dtype, dtype)
         total = _dot(p, others, total)
         # The weights are sums of what is multiplied, after rounding, so that errors of p are
         # multiplied by b_j − a_i and not by b_j. A product with ones takes fewer instructions.
