@@ -138,8 +138,7 @@ def inline_projected_attention(
     num_tokens = None if windows.is_whole else windows.num_tokens(qkv)[..., None]
     qkv = windows.split(qkv)
     if attention is None and chosen in ('triton', 'torch') and supports_joint_heads(qkv):
-        n = qkv.shape[1] if num_tokens is None else num_tokens
-        out = joint_heads_attention(qkv, num_heads, n)
+        out = joint_heads_attention(qkv, num_heads, num_tokens)
     else:
         out = _projected_attention(qkv, num_heads, num_tokens, attention or inline_attention)
     v = qkv.chunk(3, -1)[2]

@@ -206,7 +206,7 @@ def test_joint_heads(dtype, padding):
     grad = tokens(b, n, dims).to(dtype)
     rows = (0, 0, 0, padding)
     padded = torch.nn.functional.pad(inputs, rows)
-    ours = joint_heads_attention(padded, num_heads, torch.full((b, 1, 1), n) if padding else n)
+    ours = joint_heads_attention(padded, num_heads, torch.full((b, 1, 1), n) if padding else None)
     (ours_grad,) = torch.autograd.grad(ours, inputs, torch.nn.functional.pad(grad, rows))
 
     leaf = inputs.detach().double().requires_grad_()
