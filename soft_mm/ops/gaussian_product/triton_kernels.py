@@ -38,13 +38,13 @@ class Tile(NamedTuple):
     def of(cls, rows: int, channels: int, dtype: torch.dtype, sums: str) -> 'Tile':
         """Choose for ``rows`` tokens in all; ``sums`` is 'values', 'gradients' or 'both'."""
         columns = 64 if sums == 'values' else 32
+        exact = dtype == torch.float32
         if rows <= 64:
             # With two warps, each row of the other factor that a warp loads is multiplied twice.
-            two = sums != 'values' and dtype == torch.float32 and channels <= 32
-            return cls(64, columns, (2,) if two else (4,))
+            return cls(64, columns, (2, 4) if exact and columns == 32 >= channels else (4,))
         if channels > 32:
             return cls(128, columns, (8,))
-        return cls(128, columns, (4, 8) if sums == 'values' else (4,))
+        return cls(128, columns, (4, 8) if exact or sums == 'values' else (4,))
 
 
 # The tile is not tuned: the order of the sums, and so the bits of the result, follow from it.

@@ -14,7 +14,7 @@ from . import scale
 
 ITERATIONS = 20
 ROWS, COLUMNS, NUMBERS = 32, 64, 1024  # tile of P; numbers that a program reduces at a time
-MAX_CHANNELS = 64  # of the values that are multiplied by the inverse in registers
+MAX_CHANNELS = 32  # of the values that are multiplied by the inverse in registers
 RIDGE, MARGIN = tl.constexpr(scale.RIDGE), tl.constexpr(scale.MARGIN)
 MAX_SUM, MAX_DIAGONAL = (tl.constexpr(x) for x in (scale.MAX_SUM, scale.MAX_DIAGONAL))
 MAX_HALVINGS = tl.constexpr(scale.MAX_HALVINGS)
@@ -105,8 +105,8 @@ def _solve(
     left, right = work, work + SIZE * SIZE
     values = (index[:, None] < m) & (c[None, :] < e)
     y = tl.load(v + matrix * m * e + index[:, None] * e + c[None, :], mask=values, other=0.0)
-    if NORMALIZED:
-        factor = tl.rsqrt(tl.where(index < m, sums, 1.0))[:, None]
+    if NORMALIZED:  # from memory: in registers, the sums would take the place of iterates
+        factor = tl.rsqrt(tl.load(row_sums + index, mask=index < m, other=1.0))[:, None]
         y *= factor
     tl.store(left + row * SIZE + column, iterate)
     tl.store(right + index[:, None] * E + c[None, :], y)
