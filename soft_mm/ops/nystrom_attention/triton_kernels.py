@@ -105,8 +105,8 @@ def _solve(
     left, right = work, work + SIZE * SIZE
     values = (index[:, None] < m) & (c[None, :] < e)
     y = tl.load(v + matrix * m * e + index[:, None] * e + c[None, :], mask=values, other=0.0)
-    if NORMALIZED:  # from memory: in registers, the sums would take the place of iterates
-        factor = tl.rsqrt(tl.load(row_sums + index, mask=index < m, other=1.0))[:, None]
+    if NORMALIZED:
+        factor = tl.rsqrt(tl.where(index < m, sums, 1.0))[:, None]
         y *= factor
     tl.store(left + row * SIZE + column, iterate)
     tl.store(right + index[:, None] * E + c[None, :], y)
