@@ -88,6 +88,14 @@ def shared():
     return folder
 
 
+@pytest.fixture
+def overwritten_parameters():
+    """Moving a module replaces its parameters, as tensors without data need it."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
 @pytest.fixture(scope='session')
 def golden(shared) -> Path:
     return shared('golden')

@@ -13,6 +13,8 @@ from ..shapes import check_shapes, split_heads
 from ..sizes import known
 from ..windows import Windows
 from .covariance import covariance_inline_attention, product_linear_attention
+from .joint_heads import joint_heads_attention
+from .joint_heads import supports as supports_joint_heads
 from .self_attention import covariance_self_attention, is_worthwhile
 
 
@@ -124,8 +126,8 @@ def inline_projected_attention(
         ValueError: if the backend does not exist, or filter_bias is given and T is not 0.
     """
     _check_filter_bias(qkv, filter_bias, windows)
-    is_triton = choose_backend(backend, qkv.device) == 'triton'
-    fuses = is_triton and attention is None and filters is not None
+    chosen = choose_backend(backend, qkv.device)
+    fuses = chosen == 'triton' and attention is None and filters is not None
     if fuses and runs_triton('inline_attention', qkv.device):
         from . import triton_kernels
 
@@ -133,9 +135,13 @@ def inline_projected_attention(
             return triton_kernels.fused_attention(qkv, filters, filter_bias, num_heads, windows)
         log_fallback('inline_attention', 'triton', describe(qkv))
     # Windows are split after the projection, whose bias would make k and v of padding nonzero.
-    num_tokens = None if windows.is_whole else windows.num_tokens(qkv)[..., None, None]
-    attention = attention or inline_attention
-    out, v = _projected_attention(windows.split(qkv), num_heads, num_tokens, attention)
+    num_tokens = None if windows.is_whole else windows.num_tokens(qkv)[..., None]
+    qkv = windows.split(qkv)
+    if attention is None and chosen in ('triton', 'torch') and supports_joint_heads(qkv):
+        out = joint_heads_attention(qkv, num_heads, num_tokens)
+    else:
+        out = _projected_attention(qkv, num_heads, num_tokens, attention or inline_attention)
+    v = qkv.chunk(3, -1)[2]
     return windows.join(_add_convolution(out, v, filters, filter_bias, windows.size, backend))
 
 
@@ -150,16 +156,11 @@ def _check_filter_bias(tokens: Tensor, filter_bias: Tensor | None, windows: Wind
 
 def _projected_attention(
     qkv: Tensor, num_heads: int, num_tokens: Tensor | None, attention: Callable
-) -> tuple[Tensor, Tensor]:
-    """Multi-head attention of q, k and v, ``(B, N, 3·C)``.
-
-    Returns:
-        The attention's output and v, each ``(B, N, C)`` with the heads concatenated.
-    """
-    q, k, v = qkv.chunk(3, -1)
-    heads = (split_heads(t, num_heads) for t in (q, k, v))
-    out = attention(*heads, num_tokens)
-    return out.to(v.dtype).transpose(1, 2).flatten(2), v
+) -> Tensor:
+    """Attention of each head: q, k and v ``(B, N, 3·C)``, num_tokens ``(B, 1, 1)`` -> ``(B, N, C)``."""
+    heads = (split_heads(t, num_heads) for t in qkv.chunk(3, -1))
+    out = attention(*heads, None if num_tokens is None else num_tokens[:, None])
+    return out.to(qkv.dtype).transpose(1, 2).flatten(2)
 
 
 def _add_convolution(

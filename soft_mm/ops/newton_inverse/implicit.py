@@ -11,9 +11,7 @@ def iterate(
     p: Tensor, alpha: Tensor, iterations: int, until_converged: bool, backend: str
 ) -> Tensor:
     """p ``(..., m, m)``, alpha broadcast to ``(..., 1, 1)`` -> ``(..., m, m)``."""
-    # Each step squares VP − I. Entries below this threshold square to less than the precision of
-    # the dtype, so one more step suffices.
-    small = (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5 if until_converged else 0.0
+    small = threshold(p) if until_converged else 0.0
     if backend == 'triton' and runs_triton('newton_inverse', p.device):
         from . import triton_kernels
 
@@ -36,6 +34,11 @@ def iterate(
         if converged:
             break
     return v.view(p.shape)
+
+
+def threshold(p: Tensor) -> float:
+    """Each step squares VP − I: after all entries are below this, one more step suffices."""
+    return (torch.finfo(p.dtype).eps / max(1, p.shape[-1])) ** 0.5
 
 
 implicit_newton_inverse = torch.library.custom_op(

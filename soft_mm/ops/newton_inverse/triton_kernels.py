@@ -18,39 +18,51 @@ def supports(p: Tensor) -> bool:
 
 
 @triton.jit
-def _add_product(total, a, b, SIZE: tl.constexpr, STEP: tl.constexpr):
-    """``total + a·b`` of square matrices in memory."""
-    index, few = tl.arange(0, SIZE), tl.arange(0, STEP)
+def add_product(total, a, b, SIZE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):
+    """``total + a·b`` of matrices in memory, ``(SIZE, SIZE)`` and ``(SIZE, COLUMNS)``."""
+    index, few, column = tl.arange(0, SIZE), tl.arange(0, STEP), tl.arange(0, COLUMNS)
     for start in range(0, SIZE, STEP):
         left = tl.load(a + index[:, None] * SIZE + (start + few)[None, :])
-        right = tl.load(b + (start + few)[:, None] * SIZE + index[None, :])
+        right = tl.load(b + (start + few)[:, None] * COLUMNS + column[None, :])
         total = tl.dot(left, right, total, input_precision='tf32x3')
     return total
 
 
-@triton.jit(do_not_specialize=['m', 'iterations'])
-def _iterate(p, alpha, out, work, m, iterations, small, SIZE: tl.constexpr, STEP: tl.constexpr):
-    """``work`` holds P, V and −VP, padded with zeros to ``(SIZE, SIZE)``."""
-    matrix = tl.program_id(0).to(tl.int64)
+@triton.jit
+def iterated(v, work, m, iterations, small, SIZE: tl.constexpr, STEP: tl.constexpr):
+    """The iterates from v, padded with zeros to ``(SIZE, SIZE)``, until all entries of VP − I are small.
+
+    ``work`` holds P, V and −VP, padded too; P is there already.
+    """
     row, column = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
-    inside, place = (row < m) & (column < m), row * SIZE + column
-    work += matrix * 3 * SIZE * SIZE
+    place = row * SIZE + column
     padded, iterate, product = work, work + SIZE * SIZE, work + 2 * SIZE * SIZE
-    v = tl.load(p + matrix * m * m + row * m + column, mask=inside, other=0.0)
-    tl.store(padded + place, v)
-    v *= tl.load(alpha + matrix)
     step, error = 0, float('inf')
     while (step < iterations) & (error >= small):
         # Barriers separate what threads write from what others read.
         tl.store(iterate + place, v)
         tl.debug_barrier()
-        vp = _add_product(tl.zeros((SIZE, SIZE), tl.float32), iterate, padded, SIZE, STEP)
+        vp = add_product(tl.zeros((SIZE, SIZE), tl.float32), iterate, padded, SIZE, SIZE, STEP)
         error = tl.max(tl.abs(tl.where((row == column) & (row < m), vp - 1, vp)))
         tl.store(product + place, -vp)
         tl.debug_barrier()
-        v = _add_product(2 * v, product, iterate, SIZE, STEP)
+        v = add_product(2 * v, product, iterate, SIZE, SIZE, STEP)
         tl.debug_barrier()
         step += 1
+    return v
+
+
+@triton.jit(do_not_specialize=['m', 'iterations'])
+def _iterate(p, alpha, out, work, m, iterations, small, SIZE: tl.constexpr, STEP: tl.constexpr):
+    """A matrix of at most SIZE rows; ``work`` has three padded ones."""
+    matrix = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
+    inside = (row < m) & (column < m)
+    work += matrix * 3 * SIZE * SIZE
+    v = tl.load(p + matrix * m * m + row * m + column, mask=inside, other=0.0)
+    tl.store(work + row * SIZE + column, v)
+    v *= tl.load(alpha + matrix)
+    v = iterated(v, work, m, iterations, small, SIZE, STEP)
     tl.store(out + matrix * m * m + row * m + column, v, mask=inside)
 
 

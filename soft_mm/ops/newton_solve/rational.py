@@ -68,7 +68,7 @@ def backward(grad: Tensor, p: Tensor, complement: Tensor, root: Tensor, fused: b
 
 
 _newton_solve = torch.library.custom_op('soft_mm::newton_solve', forward, mutates_args=())
-_newton_solve_backward = torch.library.custom_op(
+newton_solve_backward = torch.library.custom_op(
     'soft_mm::newton_solve_backward', backward, mutates_args=()
 )
 
@@ -118,7 +118,7 @@ def _(p: Tensor, v: Tensor, root: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), p.new_empty(p.shape)
 
 
-@_newton_solve_backward.register_fake
+@newton_solve_backward.register_fake
 def _(grad: Tensor, p: Tensor, complement: Tensor, root: Tensor, fused: bool) -> Tensor:
     return grad.new_empty(grad.shape)
 
@@ -131,7 +131,7 @@ def _setup_context(ctx, inputs, output):
 @at_least_fp32
 def _backward(ctx, grad: Tensor, _):
     p, root, out, complement = ctx.saved_tensors
-    grad_v = _newton_solve_backward(grad, p, complement, root, ctx.fused)
+    grad_v = newton_solve_backward(grad, p, complement, root, ctx.fused)
     return -grad_v @ out.mT, grad_v, None, None
 
 

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from ..backend import choose_backend, runs_triton
 
-# A scale is too large if a column of |I − αP²| sums to more than MAX_SUM. At αλ² = 2, which K2 = I
+# SOFT adds RIDGE to the diagonal of K2, and starts from MARGIN times the largest scale.
+RIDGE, MARGIN = 0.01, 0.9
+# SOFT-Norm: a scale is too large if a column of |I − αP²| sums to more than MAX_SUM. At αλ² = 2, which K2 = I
 # reaches, the sums pass but the iteration never converges, so the diagonal of αP² is limited too.
 MAX_SUM, MAX_DIAGONAL, MAX_HALVINGS = 1.01, 1.9, 10
 

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
+from ..backend import choose_backend, runs_triton
+from ..gaussian_kernel import gaussian_kernel
 from ..newton_inverse import newton_inverse
 from ..newton_solve import newton_solve
 from ..precision import at_least_fp32
 from ..ridge_solve import ridge_solve
-from .scale import newton_scale
+from .scale import MARGIN, RIDGE, newton_scale
 
-RIDGE = 0.01
 SOLVERS = ('newton', 'iteration', 'ridge')
 ALPHA_SCOPES = ('matrix', 'batch')
 
@@ -26,6 +27,23 @@ def check_solver(solver: str, alpha_scope: str) -> None:
     ):
         if value not in allowed:
             raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
+
+
+def solve_landmarks(
+    landmarks: Tensor, v: Tensor, sym_norm: bool, solver: str, alpha_scope: str, backend: str | None
+) -> Tensor:
+    """:func:`solve` for K2 of landmarks ``(B, h, m, d)``; Triton does all at once for a scale per matrix."""
+    if (
+        (solver, alpha_scope) == ('newton', 'matrix')
+        and choose_backend(backend, v.device) == 'triton'
+        and runs_triton('nystrom_attention', v.device)
+    ):
+        from . import triton_kernels
+
+        if triton_kernels.supports_landmarks(landmarks, v):
+            return triton_kernels.landmark_solve(landmarks, v, sym_norm)[0]
+    k2 = gaussian_kernel(landmarks, landmarks, backend)
+    return solve(k2, v, sym_norm, solver, alpha_scope, backend)
 
 
 @at_least_fp32
@@ -64,4 +82,4 @@ def newton_start(
     eye = torch.eye(k2.shape[-1], dtype=k2.dtype, device=k2.device)
     # K2 is symmetric with positive entries, so its 1-norm is the largest sum.
     norm = row_sums.amax((0, 1, 2) if alpha_scope == 'batch' else -2, keepdim=True)
-    return k2 + RIDGE * eye, 0.9 * 2 / norm.square()
+    return k2 + RIDGE * eye, MARGIN * 2 / norm.square()

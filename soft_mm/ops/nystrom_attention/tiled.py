@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..gaussian_kernel import gaussian_kernel
 from ..gaussian_product import gaussian_product
-from .solvers import solve
+from .solvers import solve_landmarks
 
 
 def tiled_nystrom_attention(
@@ -20,6 +19,5 @@ def tiled_nystrom_attention(
 ) -> Tensor:
     """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
     values = gaussian_product(landmarks, q, v, backend)
-    k2 = gaussian_kernel(landmarks, landmarks, backend)
-    values = solve(k2, values, sym_norm, solver, alpha_scope, backend)
+    values = solve_landmarks(landmarks, values, sym_norm, solver, alpha_scope, backend)
     return gaussian_product(q, landmarks, values, backend, dtype)

@@ -99,16 +99,8 @@ def test_compiles_without_a_graph_break(name, mode):
     check(name, mode, 'aot_eager', [(97, 70)])
 
 
-@pytest.fixture
-def overwritten_parameters():
-    """Moving a module replaces its parameters, as tensors without data need it."""
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    yield
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
-
-
 @pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', names(FAMILIES, (*FAMILIES, *RIVALS)))
 def test_compiles_for_a_gpu_without_a_graph_break(name, overwritten_parameters):
     """Tensors without data take the way of a GPU without one."""
     torch._dynamo.reset()
@@ -127,8 +119,11 @@ def test_compiles_for_a_gpu_without_a_graph_break(name, overwritten_parameters):
     assert {x.device.type for x in maps} == {'cuda'}
     (graph,) = graphs
     called = {node.target for node in graph.graph.nodes}
-    ops = torch.ops.soft_mm
-    assert (ops.newton_scale if name == 'SOFT-Norm' else ops.inline_attention).default in called
+    if name in FAMILIES:
+        ops = torch.ops.soft_mm
+        assert (
+            ops.landmark_solve if name == 'SOFT-Norm' else ops.inline_attention
+        ).default in called
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')

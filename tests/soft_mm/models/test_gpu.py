@@ -4,6 +4,7 @@ The sizes make SOFT's landmarks few (49, one launch), some hundred and, on the l
 """
 
 import copy
+import itertools
 from importlib import import_module
 
 import pytest
@@ -22,7 +23,20 @@ FAMILIES = {
     'windows': lambda: InLineSwin(arch='tiny', inline_window_size=14),
     'InLineCSwin': lambda: InLineCSwin(arch='tiny'),
 }
+# Attentions that are compared with these, and InLine's ablations.
+VARIANTS = {
+    'softmax': lambda: SOFT(arch='tiny', attention='softmax'),
+    'Linformer': lambda: SOFT(arch='tiny', attention='linformer'),
+    'Performer': lambda: SOFT(arch='tiny', attention='performer'),
+    'Nyströmformer': lambda: SOFT(arch='tiny', attention='nystromformer'),
+    'leaky ReLU': lambda: InLinePVT(arch='tiny', kernel_function='leaky_relu'),
+    'division': lambda: InLinePVT(
+        arch='tiny', kernel_function='affine_relu', normalization='division'
+    ),
+    'no convolution': lambda: InLineSwin(arch='tiny', inline_window_size=14, dynamic_conv=False),
+}
 SIZES = [(64, 64), (288, 288), (97, 205)]
+CASES = [*itertools.product(FAMILIES, SIZES), *itertools.product(VARIANTS, SIZES[2:])]
 # In units of the largest value: rounding of fp32 through all layers, and of TF32 in SOFT's product.
 OUTPUT, GRADIENT = 1e-3, 1e-2
 KERNELS = (
@@ -51,7 +65,7 @@ def assert_near(ours: list[Tensor], expected: list[Tensor], tolerance: float) ->
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return FAMILIES[name]().eval()  # no stochastic depth
+    return (FAMILIES | VARIANTS)[name]().eval()  # no stochastic depth
 
 
 def image(*size: int) -> Tensor:
@@ -78,8 +92,7 @@ def compiled() -> int:
     )
 
 
-@pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize(('name', 'size'), CASES)
 def test_the_numbers_of_the_cpu(name, size, gpu):
     model, x = build(name), image(2, 3, *size)
     got = maps_and_gradients(on_gpu(model, gpu), x.to(gpu))
@@ -96,7 +109,7 @@ def test_1050_landmarks(gpu):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', FAMILIES | VARIANTS)
 def test_autocast(name, dtype, gpu):
     """Errors of a few roundings, not of sums in half precision."""
     model, x = build(name).to(gpu), image(2, 3, 97, 205).to(gpu)
@@ -109,8 +122,7 @@ def test_autocast(name, dtype, gpu):
         assert_near(ours, expected, roundings * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize(('name', 'size'), CASES)
 def test_the_host_never_waits(name, size, gpu):
     model, x = build(name).to(gpu), image(2, 3, *size).to(gpu)
     with torch.autocast('cuda', torch.bfloat16):

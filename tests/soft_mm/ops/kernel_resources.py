@@ -103,7 +103,11 @@ def products(capability: int, rows: int, d: int, dtype: str) -> None:
         kernel = (product._sum_values if sums == 'values' else product._sum_gradients).fn
         tile = product.Tile.of(rows, d, torch_dtype, sums)
         constants = dict(d=d, e=d, D=d, E=d, ROWS=tile.rows, COLUMNS=tile.columns)
-        pointers = dict(a=dtype, b=dtype, y=dtype, a_norms='fp32', b_norms='fp32', out=dtype)
+        pointers = dict(a=dtype, b=dtype, y=dtype, norms='fp32', out=dtype)
+        if dtype == 'fp32':
+            pointers['centre'] = dtype
+        else:
+            constants = dict(centre=None) | constants
         if sums != 'values':
             pointers['x'] = dtype
             constants['sums'] = None
@@ -154,6 +158,13 @@ def main(capability: int) -> None:
     for dtype in ('fp32', 'bf16'):
         for rows, d in ((128, 32), (64, 32), (128, 64)):
             products(capability, rows, d, dtype)
+        pointers = dict(x=dtype, y=dtype, norms='fp32')
+        constants = dict(d=32, e=32, D=32, E=32)
+        if dtype == 'fp32':
+            pointers |= dict.fromkeys(('centre', 'rounded', 'values'), dtype)
+        else:
+            constants |= dict.fromkeys(('centre', 'rounded', 'values'))
+        print(report(capability, product._prepare, pointers, constants))
     for kernel, pointers, constants in (
         (
             gaussian._exponentiate,
@@ -165,7 +176,16 @@ def main(capability: int) -> None:
             ('p', 'row_sums', 'bounds'),
             dict(ROWS=scale.ROWS, COLUMNS=scale.COLUMNS),
         ),
-        (scale._scale, ('row_sums', 'bounds', 'out'), dict(NUMBERS=scale.NUMBERS)),
+        (
+            scale._scale,
+            ('row_sums', 'bounds', 'out'),
+            dict(AS_ROOT=True, NUMBERS=scale.NUMBERS),
+        ),
+        (
+            scale._start,
+            ('p', 'v', 'row_sums', 'out'),
+            dict(NORMALIZED=True, ROWS=scale.ROWS, COLUMNS=scale.COLUMNS, E=32),
+        ),
     ):
         print(report(capability, kernel, dict.fromkeys(pointers, 'fp32'), constants))
     for size in (16, 32, 64):
@@ -175,6 +195,19 @@ def main(capability: int) -> None:
                 inverse._iterate,
                 dict.fromkeys(('p', 'alpha', 'out', 'work'), 'fp32'),
                 dict(SIZE=size, STEP=inverse.STEP),
+                ['small'],
+                num_warps=size // 16,
+                num_stages=1,
+            )
+        )
+    for size in (16, 32, 64):
+        pointers = ('landmarks', 'v', 'out', 'p', 'row_sums', 'inverse', 'root', 'work')
+        print(
+            report(
+                capability,
+                scale._solve,
+                dict.fromkeys(pointers, 'fp32') | dict(landmarks='bf16'),
+                dict(d=32, NORMALIZED=True, SIZE=size, STEP=scale.STEP, E=32),
                 ['small'],
                 num_warps=size // 16,
                 num_stages=1,

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from soft_mm.ops import inline_attention, inline_self_attention, linear_attention, set_backend
+from soft_mm.ops.inline_attention.joint_heads import joint_heads_attention
 from soft_mm.ops.inline_attention.reference import attention_rows
 from soft_mm.ops.inline_attention.reference import inline_attention as reference
 from soft_mm.ops.inline_attention.reference import linear_attention as linear_reference
@@ -194,3 +195,40 @@ def test_rows_within_windows_are_those_of_the_window():
     rows = attention_rows(q, k, attended.expand(5, 7))
     assert not rows[..., ~attended].any()
     torch.testing.assert_close(rows[..., attended], attention_rows(q, k[:, :, attended]))
+
+
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_joint_heads(dtype, padding):
+    """The output and the gradients err by the rounding of the small matrices, means and results."""
+    b, n, num_heads, dims = 2, 37, 3, 24
+    inputs = (tokens(b, n, 3 * dims) + 0.5).to(dtype).requires_grad_()
+    grad = tokens(b, n, dims).to(dtype)
+    rows = (0, 0, 0, padding)
+    padded = torch.nn.functional.pad(inputs, rows)
+    ours = joint_heads_attention(padded, num_heads, torch.full((b, 1, 1), n) if padding else None)
+    (ours_grad,) = torch.autograd.grad(ours, inputs, torch.nn.functional.pad(grad, rows))
+
+    leaf = inputs.detach().double().requires_grad_()
+    q, k, v = (split_heads(x, num_heads) for x in leaf.chunk(3, -1))
+    exact = reference(q, k, v)
+    g = split_heads(grad.double(), num_heads)
+    (exact_grad,) = torch.autograd.grad(exact, leaf, g)
+    scale = q.shape[-1] ** -0.5 / n
+    k_mean, v_mean, g_mean = (x.abs().mean(2, keepdim=True) for x in (k, v, g))
+    covariance = scale * ((k - k.mean(2, keepdim=True)).mT @ v).abs()
+    product = scale * (q.mT @ g).abs()
+    sizes = (
+        q.abs() @ covariance + v_mean,
+        g.abs() @ covariance.mT,
+        (v.abs() + v_mean) @ product.mT,
+        (k.abs() + k_mean) @ product + g_mean,
+    )
+    pairs = [(ours[:, :n], exact)]
+    pairs += zip(
+        ours_grad.chunk(3, -1), (split_heads(x, num_heads) for x in exact_grad.chunk(3, -1))
+    )
+    for (got, truth), size in zip(pairs, sizes):
+        error = (split_heads(got.double(), num_heads) - truth).abs()
+        # Three roundings by half a unit: of a factor, of the sum so far, and of the result.
+        assert (error <= 1.5 * torch.finfo(dtype).eps * (size + truth.abs())).all()

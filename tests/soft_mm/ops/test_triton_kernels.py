@@ -29,6 +29,7 @@ from soft_mm.ops.gaussian_product.reference import gaussian_product as reference
 from soft_mm.ops.newton_inverse.reference import newton_inverse as reference_inverse
 from soft_mm.ops.newton_solve.rational import POLE
 from soft_mm.ops.nystrom_attention.scale import newton_scale
+from soft_mm.ops.nystrom_attention.solvers import solve_landmarks
 from soft_mm.ops.windows import Windows
 
 ROOT = Path(__file__).parents[3]
@@ -314,6 +315,18 @@ def test_inverse_takes_the_steps_it_is_told(iterations, device):
         rtol=2e-4,
         atol=2e-4,
     )
+
+
+@pytest.mark.parametrize('sym_norm', [False, True])
+@pytest.mark.parametrize('m', [1, 49, 65])
+def test_inverse_of_landmarks(m, sym_norm, device):
+    """As one op, against K2, its normalisation, α and the iterations one by one."""
+
+    def solution(solver: str, backend: str):
+        return lambda x, v: solve_landmarks(x, v, sym_norm, solver, 'matrix', backend)
+
+    inputs = [tokens(2, 1, m, channels, device=device) for channels in (8, 5)]
+    check(solution('newton', 'triton'), solution('iteration', 'torch'), inputs, torch.float32)
 
 
 def systems(count: int, m: int, e: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -628,21 +641,21 @@ def test_results_are_the_same_bits_each_time(device):
 
 
 def test_opcheck(device):
-    from soft_mm.ops.dynamic_conv.triton_kernels import fused_dynamic_conv
-
-    fused_attention = torch.ops.soft_mm.inline_attention  # its module is imported by the line below
     import soft_mm.ops.inline_attention.triton_kernels  # noqa: F401
+    from soft_mm.ops.dynamic_conv.triton_kernels import fused_dynamic_conv
+    from soft_mm.ops.nystrom_attention.triton_kernels import landmark_solve
 
     q, k, v = (x.requires_grad_() for x in pair(1, 2, 5, 3, 4, 2, device))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_kernel, (q, k, 'triton'))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (q, k, v, 'triton'))
+    torch.library.opcheck(landmark_solve, (k, v.detach().clone().requires_grad_(), True))
     v, filters, bias = (x.requires_grad_() for x in convolutions(2, 3, 4, 5, device))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, bias, 3, 4))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, None, 3, 4))
     qkv = tokens(2, 13, 24, device=device).requires_grad_()
     filters = tokens(2, 8, 3, 3, device=device).requires_grad_()
     sizes = 2, [3, 4], [3, 4], [0, 0]
-    torch.library.opcheck(fused_attention, (qkv, filters, None, *sizes))
+    torch.library.opcheck(torch.ops.soft_mm.inline_attention, (qkv, filters, None, *sizes))
 
 
 def test_compiles_without_a_graph_break(device):
@@ -665,21 +678,13 @@ def without_interpreter(*arguments) -> list[list[str]]:
 # Kibibytes of shared memory of a block.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 # Thread-instructions per element, by the beginning of the name: at most so many in the config that
-# needs the fewest. A tile of 128 rows and 32 channels is what large images spend their time on:
-# 14, or for the two sums of an fp32 gradient, with 10 of products and of rounding to TF32 for each
-# of the two, 20. Tiles of 64 rows, for few landmarks, load as much for half of the elements, and 64
-# channels double the products.
+# needs the fewest. SOFT's heads have 32 channels; 64 double the products, see the README of the op.
 MOST_INSTRUCTIONS = {
-    r'_sum_values-.*-32-128-\d+$': 14,
-    r'_sum_gradients-.*-32-128-32-None$': 14,
-    r'_sum_gradients-bf16.*-32-128-\d+$': 14,
-    r'_sum_gradients-fp32.*-32-128-\d+$': 20.5,
-    r'_sum_values-.*-32-64-\d+$': 14,
-    r'_sum_gradients-bf16.*-32-64-\d+(-None)?$': 14,
-    r'_sum_gradients-fp32.*-32-64-\d+(-None)?$': 23,
-    r'_sum_values-.*-64-128-\d+$': 17,
+    r'_sum_values-.*-32-(64|128)-\d+$': 14,
+    r'_sum_gradients-.*-32-(64|128)-\d+(-None)?$': 14,
+    r'_sum_values-.*-64-128-\d+$': 15,
     r'_sum_gradients-bf16.*-64-128-\d+(-None)?$': 16,
-    r'_sum_gradients-fp32.*-64-128-\d+(-None)?$': 35,
+    r'_sum_gradients-fp32.*-64-128-\d+(-None)?$': 28,
     # An H100 executes about ten while it moves a byte: InLine's first passes read 4 and 6 bytes of
     # bf16, the last gradient moves 12. The forward pass, of 6, takes more than that.
     r'_sum_keys_and_values-bf16.*-True-tf32$': 40,
@@ -690,8 +695,8 @@ MOST_INSTRUCTIONS = {
     r'_convolve-bf16': 55,
     r'_correlate-': 45,
 }
-# To occupy the GPU better, ptxas may put four registers on the stack.
-STACK = 16
+# To occupy the GPU better, ptxas may put six registers on the stack.
+STACK = 24
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
@@ -701,23 +706,26 @@ STACK = 16
 def test_every_kernel_compiles_for_a_gpu(capability):
     """Triton's compiler and ptxas need no GPU: what a thread and a block take fits."""
     script = Path(__file__).with_name('kernel_resources.py')
-    configs = defaultdict(list)
+    configs, stacks = defaultdict(list), defaultdict(list)
     for name, shared, registers, stack, instructions in without_interpreter(
         script, str(capability)
     ):
         assert 0 < int(registers) <= 255, name
-        assert int(stack) <= STACK, name
         if int(shared) <= SHARED[capability] * 1024:  # the tuner drops the others
             configs[name].append(instructions)
+            stacks[name].append(int(stack))
         else:
             configs[name] += []
-    assert len(configs) == 47
+    assert len(configs) == 53
     assert all(configs.values()), configs
+    # On the oldest GPUs every config fits in registers, on the newest at least one.
+    worst = max if capability <= 90 else min
+    assert all(worst(values) <= STACK for values in stacks.values()), stacks
     for pattern, most in MOST_INSTRUCTIONS.items():
         matching = {name: values for name, values in configs.items() if re.match(pattern, name)}
         assert matching, pattern
         for name, values in matching.items():
-            assert min(map(float, values)) <= most, name
+            assert min(map(float, values)) <= most * (1 if capability <= 90 else 1.1), name
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason='there is no Triton, or one before 3.4')
