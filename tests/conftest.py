@@ -32,7 +32,6 @@ LONGEST = (
     'test_predict.py',
     'test_benchmarks.py',
     'test_progress.py',
-    'test_wheel.py',
 )
 
 if not torch.cuda.is_available():
