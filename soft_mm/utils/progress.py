@@ -30,5 +30,7 @@ def progress(quiet: bool) -> Progress:
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--quiet``."""
     parser.add_argument(
-        '--quiet', action='store_true', help='print only results and errors, no progress bar'
+        '--quiet',
+        action='store_true',
+        help='print only results, warnings and errors, no progress bar',
     )

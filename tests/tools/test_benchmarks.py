@@ -4,10 +4,15 @@ import argparse
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+
+from soft_mm.deployment.runtimes import Session
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,7 +128,7 @@ def test_exponent_and_ratios(benchmark):
     assert '| SOFT-Norm-Tiny | forward | 1.00 | 1.00 |' in text
 
 
-@pytest.mark.parametrize('name', ['backbones', 'ops'])
+@pytest.mark.parametrize('name', ['backbones', 'ops', 'runtimes'])
 def test_the_commands_in_the_docstring_are_valid(name, load_module, monkeypatch):
     module = load_module(ROOT / f'tools/benchmarks/{name}.py')
     commands = re.findall(rf'^    {name}\.py(.*?)(?:   .*)?$', module.__doc__, re.MULTILINE)
@@ -175,6 +180,71 @@ def test_an_op_that_differs_gets_no_time(load_module, monkeypatch):
     monkeypatch.setitem(ops.AGREE, torch.float32, -1.0)
     with pytest.raises(SystemExit, match="the output of 'reference' differs by 0.0e.00"):
         ops.measure('newton_inverse', ops.Stage.of(0, (64, 96), 1), 'cpu', torch.float32, (1, 1))
+
+
+NETWORKS = {
+    'configs/imagenet/inline-deit-tiny_8xb512-300e_in1k.py': 'agrees with PyTorch to ',
+    'tests/tools/bad_input/detector.py': '100 of 100 detections are the same as in PyTorch',
+    'tests/tools/bad_input/segmenter.py': '% of the pixels have the same class as in PyTorch',
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('config', NETWORKS)
+def test_a_network_in_every_runtime(run_tool, tmp_path, config):
+    done = run_tool(
+        *('benchmarks/runtimes.py', config, '--size', '160x192', '--turns', 3),
+        *('--out', tmp_path / 'cpu'),
+        *(['--cfg-options', 'model.backbone.depths=(1,)'] if 'deit' in config else []),
+    )
+    assert done.stdout == (tmp_path / 'cpu.md').read_text() + '\n'
+    results = json.loads((tmp_path / 'cpu.json').read_text())['results']
+    installed = [name for name in ('onnxruntime', 'openvino') if find_spec(name)]
+    assert [r['runtime'] for r in results] == ['pytorch', *installed]
+    assert all(len(r['times']) == 3 and min(r['times']) > 0 for r in results)
+    assert all(NETWORKS[config] in r['agreement'] for r in results[1:])
+
+
+@pytest.fixture
+def fake_runtimes(load_module, monkeypatch):
+    """tools/benchmarks/runtimes.py with a network that returns 1, and a runtime for one that returns x."""
+
+    def load(x: float):
+        runtimes = load_module(ROOT / 'tools/benchmarks/runtimes.py')
+        session = Session(['image'], ['scores'], None, lambda _: dict(scores=np.array([x])))
+        monkeypatch.setattr(runtimes, 'RUNTIMES', dict(onnxruntime=None))
+        monkeypatch.setattr(runtimes, 'export', lambda *_: (lambda image: dict(scores=ONE), None))
+        monkeypatch.setattr(runtimes, 'open_session', lambda *_: session)
+        monkeypatch.setattr('sys.argv', ['runtimes.py', 'a.py', '--size', '8x9', '--turns', '2'])
+        return runtimes
+
+    return load
+
+
+ONE = torch.ones(1, dtype=torch.float64)
+
+
+def test_runtimes_take_turns(fake_runtimes, monkeypatch, capsys):
+    runtimes, times = fake_runtimes(1.0), iter([10, 30, 20, 10])
+    monkeypatch.setattr(runtimes, 'milliseconds', lambda step, device: next(times))
+    runtimes.main()
+    table = capsys.readouterr().out.split('\n\n')[1]
+    assert table.splitlines() == [
+        '| network | image | PyTorch (ms) | ONNX Runtime (ms) | ONNX Runtime / PyTorch |',
+        '|---|---|---|---|---|',
+        '| a | 8×9 | 15 | 20 | 1.75 |',
+    ]
+
+
+def test_a_runtime_that_differs_gets_no_time(fake_runtimes):
+    with pytest.raises(SystemExit, match='a in ONNX Runtime: scores differs from PyTorch by 1.0e'):
+        fake_runtimes(2.0).main()
+
+
+def test_the_cases_of_the_runtimes_are_configs(load_module):
+    for case in load_module(ROOT / 'tools/benchmarks/runtimes.py').CASES.values():
+        backbone = Config.fromfile(case.config).model.backbone
+        assert 'model.backbone.num_landmarks' not in case.options or backbone.type == 'soft_mm.SOFT'
 
 
 def test_gpu_writes_results_as_they_come(run_tool, tmp_path):

@@ -1,9 +1,9 @@
-"""Generate the tables that compare our models with the papers.
+"""Generate the tables that compare our models with the papers, and copy a recorded one.
 
 tables.py                       print the tables
 tables.py --results A.json ...  include accuracies written by tools/test.py --out
-tables.py --write               update the tables in configs/*/README.md and
-                                tools/model_converters/README.md
+tables.py --write               update the tables in configs/*/README.md,
+                                tools/model_converters/README.md and docs/deployment.md
 tables.py --check               fail if a model deviates from its paper or a page is out of date
 """
 
@@ -20,6 +20,7 @@ from soft_mm.analysis.complexity import measure
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ('imagenet', 'coco', 'ade20k')
+RUNTIMES = ROOT / 'tools/benchmarks/results/runtimes_cpu.md'  # of tools/benchmarks/runtimes.py
 # Largest relative deviation from the paper.
 TOLERANCES = {'params': 0.02, 'flops': 0.08}
 # For each accuracy in papers.yml: column heading, metric name, and factor that makes it per cent.
@@ -169,12 +170,15 @@ def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
         name = match[2]
         if name == 'conversions':
             lines = conversions(results)
+        elif name == 'runtimes':
+            lines = RUNTIMES.read_text().splitlines()
         else:
             lines = table(folder, results, None if name == folder else name)
         return '\n'.join([match[1], '', *lines, '', match[3]])
 
     for path in (
         ROOT / 'tools/model_converters/README.md',
+        ROOT / 'docs/deployment.md',
         *(ROOT / f'configs/{folder}/README.md' for folder in FOLDERS),
     ):
         yield (
