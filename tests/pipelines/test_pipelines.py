@@ -13,6 +13,7 @@ from pathlib import Path
 import mmdet
 import mmpretrain
 import mmseg
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -62,6 +63,7 @@ class Family:
 
 
 F = Family
+PADDED = ('model.data_preprocessor.pad_size_divisor=32',)
 FAMILIES = {
     'mmdet': {
         'ATSS': F('atss/atss_r50_fpn_1x_coco'),
@@ -77,11 +79,14 @@ FAMILIES = {
         'Conditional DETR': F('conditional_detr/conditional-detr_r50_8xb2-50e_coco'),
         'CrowdDet': F('crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman'),
         'DAB-DETR': F('dab_detr/dab-detr_r50_8xb2-50e_coco'),
-        'DDOD': F('ddod/ddod_r50_fpn_1x_coco'),
+        'DDOD': F(
+            'ddod/ddod_r50_fpn_1x_coco',
+            ('model.data_preprocessor.pad_size_divisor=384',),  # for a deformable convolution
+        ),
         'DDQ': F('ddq/ddq-detr-4scale_r50_8xb2-12e_coco'),
         'Deformable DETR': F('deformable_detr/deformable-detr_r50_16xb2-50e_coco'),
         'DETR': F('detr/detr_r50_8xb2-150e_coco'),
-        'DINO': F('dino/dino-4scale_r50_8xb2-12e_coco'),
+        'DINO': F('dino/dino-4scale_r50_8xb2-12e_coco', ('model.num_queries=100',)),
         'Double-Head R-CNN': F('double_heads/dh-faster-rcnn_r50_fpn_1x_coco'),
         'DyHead': F('dyhead/atss_r50_fpn_dyhead_1x_coco'),
         'Dynamic R-CNN': F('dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco'),
@@ -110,19 +115,25 @@ FAMILIES = {
         'Mask R-CNN': F('mask_rcnn/mask-rcnn_r50_fpn_1x_coco'),
         'MaskFormer': F('maskformer/maskformer_r50_ms-16xb1-75e_coco'),
         'Mask Scoring R-CNN': F('ms_rcnn/ms-rcnn_r50_fpn_1x_coco'),
-        'NAS-FCOS': F('nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco'),
+        'NAS-FCOS': F(
+            'nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco',
+            maps=(0, 1, 2, 3),
+            swap=('model.neck.start_level=1',),
+        ),
         'NAS-FPN': F('nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco'),
         'PAA': F('paa/paa_r50_fpn_1x_coco'),
         'PAFPN': F('pafpn/faster-rcnn_r50_pafpn_1x_coco'),
         'Panoptic FPN': F('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco'),
         'PISA': F('pisa/faster-rcnn_r50_fpn_pisa_1x_coco'),
         'PointRend': F('point_rend/point-rend_r50-caffe_fpn_ms-1x_coco'),
-        'QueryInst': F('queryinst/queryinst_r50_fpn_1x_coco'),
+        'QueryInst': F(
+            'queryinst/queryinst_r50_fpn_1x_coco', ('model.test_cfg.rcnn.max_per_img=100',)
+        ),
         'RepPoints': F('reppoints/reppoints-moment_r50_fpn_1x_coco'),
         'RetinaNet': F('retinanet/retinanet_r50_fpn_1x_coco'),
         'RPN': F('rpn/rpn_r50_fpn_1x_coco'),
-        'RTMDet': F('rtmdet/rtmdet_tiny_8xb32-300e_coco'),
-        'RTMDet-Ins': F('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco'),
+        'RTMDet': F('rtmdet/rtmdet_tiny_8xb32-300e_coco', PADDED),
+        'RTMDet-Ins': F('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco', PADDED),
         'SABL': F('sabl/sabl-faster-rcnn_r50_fpn_1x_coco'),
         'SCNet': F('scnet/scnet_r50_fpn_1x_coco'),
         'SOLO': F('solo/solo_r50_fpn_1x_coco'),
@@ -133,13 +144,17 @@ FAMILIES = {
             ('model.data_preprocessor.pad_size_divisor=320',),  # its last map needs 300 pixels
             maps=(1, 2),
             swap=(
+                'model.neck.in_channels=({1},{2})',
                 'model.neck.out_channels=({1},{2},512,256,256,256)',
                 'model.bbox_head.in_channels=({1},{2},512,256,256,256)',
             ),
         ),
         'TOOD': F('tood/tood_r50_fpn_1x_coco'),
         'VarifocalNet': F('vfnet/vfnet_r50_fpn_1x_coco'),
-        'YOLACT': F('yolact/yolact_r50_1xb8-55e_coco'),
+        'YOLACT': F(
+            'yolact/yolact_r50_1xb8-55e_coco',
+            ('model.data_preprocessor.pad_size_divisor=256',),  # all images of one size
+        ),
         'YOLOv3': F(
             'yolo/yolov3_d53_8xb8-ms-608-273e_coco', swap=('model.neck.in_channels=[{3},{2},{1}]',)
         ),
@@ -385,7 +400,7 @@ def train_and_predict(library: str, cfg: Config, data: Path) -> set[str]:
     """
     init_default_scope(library)
     set_random_seed(0)
-    MessageHub.get_current_instance().update_info('max_iters', 2)  # as a runner does
+    MessageHub.get_current_instance().update_info_dict(dict(epoch=0, iter=0, max_iters=2))
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.init_weights()
@@ -410,6 +425,8 @@ def train_and_predict(library: str, cfg: Config, data: Path) -> set[str]:
 
     model.eval()
     image = batch(odd, 1, dict(type='pseudo_collate'))
+    if library == 'mmdet':
+        image['data_samples'][0].set_metainfo(dict(border=np.zeros(4)))  # for CenterNet
     with torch.no_grad():
         if isinstance(model, BaseSelfSupervisor):
             predicted = model.extract_feat(torch.stack(image['inputs']).float())
@@ -438,7 +455,7 @@ def test_pipeline(library, name, photographs, parse_options, record_property):
 
     def attempt_with(backbone: str = '') -> tuple[str, set[str]]:
         cfg = Config.fromfile(CONFIGS[library] / f'{family.config}.py')
-        options = [*OPTIONS[library], *family.options, *fewer_regions(cfg.model)]
+        options = [*OPTIONS[library], *fewer_regions(cfg.model), *family.options]
         if backbone:
             channels = MODELS.build(parse_options(backbone.split())).out_channels
             options += swap(cfg.model, family, backbone, channels)
@@ -450,7 +467,7 @@ def test_pipeline(library, name, photographs, parse_options, record_property):
     faults = {
         name: (own_error, own_missing - missing)
         for name, (own_error, own_missing) in ours.items()
-        if own_error != error or own_missing - missing
+        if own_error not in ('', error) or own_missing - missing
     }
     if faults:
         result = 'fails'
