@@ -72,7 +72,7 @@ test-fast: lint
 
 test-pipelines: setup
 	$(STEP) 'train and predict in the pipelines of the toolboxes' 'The failures stand above.' \
-	    $(PYTEST) -m '' --dist load tests/pipelines --table docs/pipelines.md
+	    $(PYTEST) -m long --dist load tests/pipelines --table docs/pipelines.md
 
 # Only the tests of soft_mm, with another Python, torch or MMEngine, in a separate environment:
 # make test-core PYTHON=python3.12 TORCH='torch==2.4.1 numpy<2.3' MMENGINE=mmengine==0.10.7

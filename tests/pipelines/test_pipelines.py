@@ -133,7 +133,10 @@ FAMILIES = {
         'RetinaNet': F('retinanet/retinanet_r50_fpn_1x_coco'),
         'RPN': F('rpn/rpn_r50_fpn_1x_coco'),
         'RTMDet': F('rtmdet/rtmdet_tiny_8xb32-300e_coco', PADDED),
-        'RTMDet-Ins': F('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco', PADDED),
+        'RTMDet-Ins': F(
+            'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco',
+            (*PADDED, 'model.data_preprocessor.pad_mask=True'),
+        ),
         'SABL': F('sabl/sabl-faster-rcnn_r50_fpn_1x_coco'),
         'SCNet': F('scnet/scnet_r50_fpn_1x_coco'),
         'SOLO': F('solo/solo_r50_fpn_1x_coco'),
@@ -144,7 +147,6 @@ FAMILIES = {
             ('model.data_preprocessor.pad_size_divisor=320',),  # its last map needs 300 pixels
             maps=(1, 2),
             swap=(
-                'model.neck.in_channels=({1},{2})',
                 'model.neck.out_channels=({1},{2},512,256,256,256)',
                 'model.bbox_head.in_channels=({1},{2},512,256,256,256)',
             ),
@@ -178,7 +180,12 @@ FAMILIES = {
             'emanet/emanet_r50-d8_4xb2-80k_cityscapes-512x1024',
             ('model.decode_head.num_classes=150', 'model.auxiliary_head.num_classes=150'),
         ),
-        'EncNet': F('encnet/encnet_r50-d8_4xb4-80k_ade20k-512x512'),
+        'EncNet': F(  # reads the last map alone
+            'encnet/encnet_r50-d8_4xb4-80k_ade20k-512x512',
+            readers=('auxiliary_head',),
+            maps=(2, 3),
+            swap=('model.decode_head.in_channels=[{2},{3}]', 'model.decode_head.in_index=[0,1]'),
+        ),
         'FastFCN': F(
             'fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512',
             swap=('model.auxiliary_head.in_channels={2}',),
@@ -190,10 +197,7 @@ FAMILIES = {
             'knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512',
             readers=('decode_head.kernel_generate_head', 'auxiliary_head'),
         ),
-        'LRASPP': F(
-            'mobilenet_v3/mobilenet-v3-d8-scratch_lraspp_4xb4-320k_cityscapes-512x1024',
-            ('model.decode_head.num_classes=150',),
-        ),
+        'Multi-level neck': F('vit/vit_deit-s16_mln_upernet_8xb2-160k_ade20k-512x512'),
         'Mask2Former': F('mask2former/mask2former_r50_8xb2-160k_ade20k-512x512'),
         'MaskFormer': F('maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512'),
         'Non-local Net': F('nonlocal_net/nonlocal_r50-d8_4xb4-80k_ade20k-512x512'),
@@ -313,8 +317,9 @@ def swap(model: dict, family: Family, backbone: str, channels: list[int]) -> lis
         if 'in_index' in part:
             values['in_index'] = [returned.index(i) for i in indices]
         for key, value in values.items():
-            one = isinstance(part[key], int)
-            options.append(f'model.{name}.{key}={value[0] if one else value}')
+            kind = type(part[key])
+            value = value[0] if kind is int else kind(value)
+            options.append(f'model.{name}.{key}={value}')
         if 'start_level' in part:
             options.append(f'model.{name}.start_level=0')
     return [*options, *(option.format(*channels) for option in family.swap)]
@@ -322,29 +327,23 @@ def swap(model: dict, family: Family, backbone: str, channels: list[int]) -> lis
 
 def datasets(library: str, cfg: Config, data: Path) -> tuple[dict, dict]:
     """The real images for training, resized at random, and for prediction, at an odd size."""
-    load = dict(type='LoadImageFromFile')
+    load, flip = dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5)
+    resize = dict(type='RandomResize', scale=[(240, 128), (240, 160)], keep_ratio=True)
     if library == 'mmpretrain':  # its own pipeline, of one or several views; a folder is a class
         pack = dict(type='PackInputs')
         images = dict(type='CustomDataset', data_prefix=str(data), extensions=('.jpg',))
         train = cfg.train_dataloader.dataset.pipeline
     elif library == 'mmdet':
-        pack = dict(
-            type='PackDetInputs',
-            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-        )
+        pack = dict(type='PackDetInputs')
         images = dict(
             type='CocoDataset',
             data_root=f'{data}/coco',
             ann_file='annotations/instances_val2017.json',
             data_prefix=dict(img='val2017/'),
         )
-        train = [
-            load,
-            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-            dict(type='RandomResize', scale=[(240, 128), (240, 160)], keep_ratio=True),
-            dict(type='RandomFlip', prob=0.5),
-            dict(type='PackDetInputs'),
-        ]
+        masks = cfg.model.data_preprocessor.get('pad_mask', False)
+        annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)
+        train = [load, annotations, resize, flip, pack]
     else:
         pack = dict(type='PackSegInputs')
         images = dict(
@@ -352,16 +351,11 @@ def datasets(library: str, cfg: Config, data: Path) -> tuple[dict, dict]:
             data_root=f'{data}/ade20k',
             data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
         )
-        train = [
-            load,
-            dict(type='LoadAnnotations', reduce_zero_label=True),
-            dict(type='RandomResize', scale=[(240, 128), (240, 160)], keep_ratio=True),
-            dict(type='RandomCrop', crop_size=(96, 128)),
-            dict(type='RandomFlip', prob=0.5),
-            dict(type='PackSegInputs'),
-        ]
+        annotations = dict(type='LoadAnnotations', reduce_zero_label=True)
+        crop = dict(type='RandomCrop', crop_size=(96, 128))
+        train = [load, annotations, resize, crop, flip, pack]
     odd = [load, dict(type='Resize', scale=ODD, keep_ratio=False), pack]
-    images['serialize_data'] = False  # for it, MMEngine would collect garbage
+    images['serialize_data'] = False  # it would collect garbage each time
     return dict(images, pipeline=train), dict(images, pipeline=odd)
 
 
