@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share, and the rule that a skipped test gives its reason."""
 
 import argparse
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'  # golden numbers and sample images; it may be absent
@@ -15,25 +17,26 @@ LOADERS = ('train', 'val', 'test')
 # The files that take longest, in this order: a process that starts one of them last makes all wait.
 LONGEST = (
     'test_pipelines.py',
-    'test_compile.py',
     'test_real_input.py',
+    'test_bad_input.py',
+    'test_compile.py',
+    'test_pages.py',
     'test_processes.py',
-    'test_tables.py',
     'test_triton_kernels.py',
     'test_every_config.py',
-    'test_runs.py',
-    'test_resume.py',
-    'test_bad_numbers.py',
-    'test_build.py',
-    'test_pages.py',
-    'test_simd.py',
-    'test_wheel.py',
-    'test_attention.py',
-    'test_run_onnx.py',
-    'test_predict.py',
     'test_benchmarks.py',
+    'test_tables.py',
+    'test_run_onnx.py',
     'test_progress.py',
+    'test_runs.py',
+    'test_bad_numbers.py',
+    'test_resume.py',
     'test_wheel.py',
+    'test_simd.py',
+    'test_soft_attention.py',
+    'test_checkpoints.py',
+    'test_converters.py',
+    'test_configs.py',
 )
 
 if not torch.cuda.is_available():
@@ -60,6 +63,18 @@ def device(request) -> str:
     if not HAS_TRITON:
         pytest.skip('there is no Triton, or one before 3.4')
     return 'cpu'
+
+
+@pytest.fixture
+def logged() -> list[str]:
+    """Messages of MMEngine's logger."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope='session')

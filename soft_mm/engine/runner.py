@@ -37,8 +37,15 @@ def build_runner(cfg: Config) -> _Runner | FlexibleRunner:
     """Build the runner that ``cfg.runner_type`` names, by default :class:`Runner`.
 
     ``cfg.sync_bn`` applies to every runner: FlexibleRunner reads it from its strategy only.
+
+    Raises:
+        ValueError: if the strategy does not support one of the hooks.
     """
     cfg.setdefault('runner_type', 'soft_mm.Runner')
     if cfg.get('sync_bn') and cfg.get('strategy'):
         cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
-    return RUNNERS.build(cfg)
+    runner = RUNNERS.build(cfg)
+    strategy = getattr(runner, 'strategy', None)
+    if hasattr(strategy, 'check_hooks'):
+        strategy.check_hooks(runner.hooks)
+    return runner

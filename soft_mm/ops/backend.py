@@ -64,6 +64,9 @@ def choose_backend(backend: str | None, device: torch.device, on_cpu: str = 'tor
 def set_backend(backend: str | None) -> Iterator[None]:
     """Select the backend of every op called within the context.
 
+    The selection is the process's, not the thread's, because on GPUs autograd recomputes checkpointed
+    blocks in a thread of its own. Programs with several threads select a backend once for all of them.
+
     Args:
         backend: see :func:`choose_backend`; None selects each device's default.
 

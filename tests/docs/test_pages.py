@@ -74,6 +74,49 @@ def test_train_your_data(checkout):
         assert (checkout / 'work_dirs/shapes' / name).exists()
 
 
+def test_fine_tune(checkout):
+    """The page's configs train, for one epoch each, from a checkpoint of a classifier."""
+    torch.manual_seed(0)
+    classifier = soft_mm.SOFT('tiny', sym_norm=True, out_type='cls_token').state_dict()
+    pretrained = {f'backbone.{name}': tensor for name, tensor in classifier.items()}
+    (checkout / 'checkpoints').mkdir()
+    torch.save(
+        dict(state_dict={**pretrained, 'head.fc.weight': torch.ones(1000, 512)}),
+        checkout / 'checkpoints/soft-norm-tiny.pth',
+    )
+    ((_, shapes),) = blocks('docs/train_your_data.md', 'python')
+    (checkout / 'shapes.py').write_text(shapes)
+    make_shapes = f'tools/misc/make_shapes.py data/shapes{SMALL}'
+    run(checkout, sys.executable, *make_shapes.split())
+    commands = [text for _, text in blocks('docs/fine_tune.md', 'bash')]
+    configs = [text for _, text in blocks('docs/fine_tune.md', 'python')]
+    names, one_epoch = (
+        ('fine_tuned', 'two_classes'),
+        'train_cfg.max_epochs=1 train_cfg.val_interval=1',
+    )
+    for name, config, command in zip(names, configs, commands, strict=True):
+        (checkout / f'{name}.py').write_text(config.replace('epoch_6', 'epoch_1'))
+        run(checkout, 'sh', '-c', f'{command.strip()} --cfg-options {one_epoch}')
+    logs, trained = zip(
+        *(
+            (
+                next(folder.glob('*/*.log')).read_text(),
+                torch.load(folder / 'epoch_1.pth', weights_only=False)['state_dict'],
+            )
+            for folder in (checkout / 'work_dirs' / name for name in names)
+        )
+    )
+    assert 'the filters of the stem are averaged' in logs[0]
+    assert 'bbox_head.retina_cls.weight (36, 128, 3, 3) instead of (18, 128, 3, 3)' in logs[1]
+    for name in pretrained:
+        frozen = name.startswith('backbone.stages.0.')
+        if frozen and 'patch_embed.0.weight' not in name:
+            assert trained[0][name].equal(pretrained[name]), name
+        assert trained[1][name].equal(trained[0][name]) or not frozen, name
+    neck = 'neck.fpn_convs.0.conv.weight'
+    assert not trained[1][neck].equal(trained[0][neck])
+
+
 @pytest.mark.parametrize('number', range(3))
 def test_swap(number, tmp_path):
     """Each config of the page is a model of its toolbox with our backbone."""

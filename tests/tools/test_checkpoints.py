@@ -92,6 +92,7 @@ BACKBONE = (
         (START, 'other', OTHER),
         (BACKBONE, 'code', CODE),
         (BACKBONE, 'truncated', NOT_WHOLE),
+        (BACKBONE, 'none', ['init_cfg.checkpoint=', 'can not be found']),
     ],
 )
 def test_refused_by_name(command, kind, messages, files, mark, small_digits, fork_tool, tmp_path):

@@ -121,37 +121,24 @@ def test_figures_of_images(run_tool, images, tmp_path):
 
 
 def test_speed_is_read_from_the_benchmark(run_tool, tmp_path):
-    def write(name: str, times: dict) -> None:
-        results = [
-            dict(case=case, size=[side, side], mode='forward', times=list(turns))
-            for (case, side), turns in times.items()
-        ]
-        data = dict(machine='a machine', results=results)
-        (tmp_path / f'{name}_cpu.json').write_text(json.dumps(data))
-
     sizes = 7, 14, 28, 56
-    write(
-        'windows',
-        {
-            (f'{name}, windows of {size}', 224): (
-                size * factor,
-                2 * size * factor,
-                9 * size * factor,
-            )
-            for name, factor in (('Swin-T', 2), ('InLine-Swin-T', 1))
-            for size in sizes
-        },
-    )
     twins = ('DeiT-T', 40), ('Swin-T', 30), ('PVT-Tiny', 20)
     ours = [(f'InLine-{name}', 10) for name, _ in twins]
-    write(
-        'backbones',
-        {
-            (name, side): (time, 3 * time)
-            for name, time in (*twins, *ours, ('SOFT-Norm-Tiny', 5))
-            for side in (512, 224)
-        },
-    )
+    times = {
+        (name, side): (time, 3 * time)
+        for name, time in (*twins, *ours, ('SOFT-Norm-Tiny', 5))
+        for side in (512, 224)
+    }
+    for name, factor in ('Swin-T', 2), ('InLine-Swin-T', 1):
+        for size in sizes:
+            turns = (size * factor, 2 * size * factor, 9 * size * factor)
+            times[f'{name}, windows of {size}', 224] = turns
+    results = [
+        dict(case=case, size=[side, side], mode='forward', times=turns)
+        for (case, side), turns in times.items()
+    ]
+    benchmark = json.dumps(dict(machine='a machine', results=results))
+    (tmp_path / 'backbones_cpu.json').write_text(benchmark)
     command = (
         'windows',
         'resolution',
@@ -184,7 +171,7 @@ def test_speed_is_read_from_the_benchmark(run_tool, tmp_path):
             ['locality', '--images', 'docs', '--study', 'none'],
             'no checkpoint in none/soft-softmax/seed-0',
         ),
-        (['windows', '--device', 'cpu', '--benchmarks', 'none'], 'none/windows_cpu.json'),
+        (['windows', '--device', 'cpu', '--benchmarks', 'none'], 'none/backbones_cpu.json'),
     ],
 )
 def test_bad_arguments(run_tool, tmp_path, arguments, message):

@@ -39,6 +39,12 @@ SHARDED = """
 runner_type = 'FlexibleRunner'
 strategy = dict(type='soft_mm.FSDPStrategy')
 """
+FINE_TUNED = """
+model['backbone'].update(frozen_stages=2, init_cfg=dict(
+    type='Pretrained', checkpoint='{checkpoint}', prefix='backbone.'))
+optim_wrapper.update(
+    constructor='soft_mm.LayerDecayConstructor', paramwise_cfg=dict(layer_decay_rate=0.5))
+"""
 SPOILT = """
 custom_hooks.append(dict(type='SpoilLastRank'))
 default_hooks.update(bad_numbers=dict(on_bad_numbers='skip'))
@@ -191,6 +197,21 @@ def test_shards_are_the_same_run(backbone, sync_bn, train):
     assert farthest(momentum, expected) < 1e-4
     sizes = [group['weight_decay'] for group in states[0]['optimizer']['param_groups']]
     assert sizes == [group['weight_decay'] for group in states[1]['optimizer']['param_groups']]
+
+
+def test_frozen_stages_keep_their_weights_and_statistics(train):
+    """Frozen parameters are not named among those without a gradient, and the others learn."""
+    checkpoint = train(1, SOFT, sync_bn='torch') / 'epoch_1.pth'
+    folder = train(2, SOFT, sync_bn='torch', more=FINE_TUNED.format(checkpoint=checkpoint))
+    assert farthest(weights(folder, 1), weights(folder, 0)) == 0
+    before = torch.load(checkpoint, weights_only=False)['state_dict']
+    for name, tensor in weights(folder).items():
+        if name.startswith(('backbone.stages.0.', 'backbone.stages.1.')):
+            assert tensor.equal(before[name]), name
+        elif tensor.ndim > 1:
+            assert not tensor.equal(before[name]), name
+    (log,) = folder.glob('*/*.log')
+    assert 'got no gradient' not in log.read_text()
 
 
 def test_either_kind_of_run_resumes_from_the_other(train, tmp_path):

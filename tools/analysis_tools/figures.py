@@ -420,9 +420,9 @@ TWINS = {
 }
 
 
-def read_benchmark(args: argparse.Namespace, name: str) -> dict:
+def read_benchmark(args: argparse.Namespace) -> dict:
     """The results of tools/benchmarks/backbones.py on the device."""
-    return json.loads((args.benchmarks / f'{name}_{args.device}.json').read_text())
+    return json.loads((args.benchmarks / f'backbones_{args.device}.json').read_text())
 
 
 def times_of(benchmark: dict) -> dict[tuple[str, int], list[float]]:
@@ -435,7 +435,7 @@ def times_of(benchmark: dict) -> dict[tuple[str, int], list[float]]:
 
 
 def windows(args: argparse.Namespace) -> tuple[str, list[Panel]]:
-    benchmark = read_benchmark(args, 'windows')
+    benchmark = read_benchmark(args)
     times = times_of(benchmark)
     panel = Panel('224×224', ('window size', 'images per second, windows of 7 = 1'))
     for name, paper in PAPER_WINDOWS.items():
@@ -448,7 +448,7 @@ def windows(args: argparse.Namespace) -> tuple[str, list[Panel]]:
 
 
 def resolution(args: argparse.Namespace) -> tuple[str, list[Panel]]:
-    benchmark = read_benchmark(args, 'backbones')
+    benchmark = read_benchmark(args)
     times = times_of(benchmark)
     panel = Panel(
         'forward pass', ('√(height · width) of the image (pixels)', 'time of the twin / time')

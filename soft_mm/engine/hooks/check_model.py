@@ -3,7 +3,7 @@ import re
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 
 from ...registry import HOOKS
 
@@ -40,9 +40,26 @@ class CheckModelHook(Hook):
     parameters that require a gradient but got none. PyTorch's distributed training stops at them in
     the second iteration, unless ``find_unused_parameters`` is set; then there is no warning.
 
+    A checkpoint that training starts from, ``load_from``, may be of this model with another number of
+    classes. The hook names the tensors that do not fit: their shapes differ in the first dimension.
+
+    Args:
+        allow_other_classes (bool): let these tensors keep their initial values, with a warning, and load
+            all others.
+
     Raises:
-        ValueError: for the first invalid ``in_channels``, ``in_index`` or ``num_classes``.
+        ValueError: for the first invalid ``in_channels``, ``in_index`` or ``num_classes``; for a
+            checkpoint of another number of classes, unless ``allow_other_classes`` is True.
     """
+
+    priority = 'HIGH'  # before EMAHook, which also loads the checkpoint
+
+    def __init__(self, allow_other_classes: bool = False) -> None:
+        if not isinstance(allow_other_classes, bool):
+            raise ValueError(
+                f'allow_other_classes must be True or False, got {allow_other_classes!r}'
+            )
+        self.allow_other_classes = allow_other_classes
 
     def before_run(self, runner: Runner) -> None:
         model = _unwrap(runner.model)
@@ -50,6 +67,29 @@ class CheckModelHook(Hook):
         for loop in runner._train_loop, runner._val_loop, runner._test_loop:
             if isinstance(loop, BaseLoop):  # loops that this run does not use remain configs
                 _check_classes(model, loop.dataloader.dataset)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume or not isinstance(runner._train_loop, BaseLoop):
+            return
+        state, own = checkpoint.get('state_dict', checkpoint), _unwrap(runner.model).state_dict()
+        names = _of_other_classes(state, own)
+        if not names:
+            return
+        shown = _list_some(
+            [
+                f'{key} {tuple(state[name].shape)} instead of {tuple(own[key].shape)}'
+                for name, key in names.items()
+            ]
+        )
+        message = f'load_from={runner._load_from} is of another number of classes: {shown}'
+        if not self.allow_other_classes:
+            raise ValueError(
+                f'{message}. To load everything else and train these from their initial values, set '
+                'allow_other_classes=True in CheckModelHook: '
+                'default_hooks.check_model.allow_other_classes=True in our configs'
+            )
+        runner.logger.warning(f'{message}. These keep their initial values')
+        state.update({name: own[key] for name, key in names.items()})
 
     def before_train(self, runner: Runner) -> None:
         allowed = _allows_unused(runner)
@@ -78,11 +118,33 @@ def _allows_unused(runner: Runner) -> bool:
     return wrapper.get('find_unused_parameters', False)
 
 
+def _of_other_classes(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
+    """Names of a checkpoint's tensors that differ in the number of classes, and their names in the model.
+
+    There are none if anything else outside of the backbone, which resizes some, does not fit: then the
+    checkpoint is of another model.
+    """
+    keys = {name: name.removeprefix('module.') for name in state}
+    if own.keys() != {*keys.values()}:
+        return {}
+    misfits = {
+        name: key
+        for name, key in keys.items()
+        if state[name].shape != own[key].shape and not key.startswith('backbone.')
+    }
+    fits = (state[name].shape[1:] == own[key].shape[1:] for name, key in misfits.items())
+    return misfits if all(fits) else {}
+
+
+def _list_some(items: list[str]) -> str:
+    """Join the first items, and count further ones."""
+    shown = ', '.join(items[:NAMED])
+    return shown if len(items) <= NAMED else f'{shown} and {len(items) - NAMED} more'
+
+
 def _describe(names: list[str], model: nn.Module) -> str:
     """Name parameters that got no gradient, and say what to set."""
-    shown = ', '.join(names[:NAMED])
-    if len(names) > NAMED:
-        shown += f' and {len(names) - NAMED} more'
+    shown = _list_some(names)
     maps = {
         int(found[1])
         for name in names

@@ -7,12 +7,15 @@ rank's shard of the gradient by the norm of that shard alone.
 
 import time
 from collections.abc import Callable
+from math import isinf
 
 import mmengine
 import torch
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_distributed, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import save_checkpoint
 from mmengine.utils import apply_to
 from torch import Tensor, nn
@@ -41,6 +44,7 @@ class FSDPStrategy(DDPStrategy):
 
     Raises:
         RuntimeError: if training starts without a process group.
+        ValueError: if gradients are to be clipped by their largest value, with ``norm_type='inf'``.
     """
 
     def _setup_distributed(self, launcher: str = 'none', **kwargs) -> None:
@@ -54,6 +58,32 @@ class FSDPStrategy(DDPStrategy):
                 'start it with tools/dist_train.sh'
             )
         return super().prepare(model, **kwargs)
+
+    def check_hooks(self, hooks: list[Hook]) -> None:
+        """Check that a run does not average weights, which takes a copy of the model without shards.
+
+        Raises:
+            ValueError: if one of the hooks is MMEngine's EMAHook or a subclass of it.
+        """
+        for hook in hooks:
+            if isinstance(hook, EMAHook):
+                raise ValueError(
+                    f'custom_hooks must not have {type(hook).__name__} in a run with FSDPStrategy, '
+                    'which does not average weights: remove it from custom_hooks, or remove strategy '
+                    'and runner_type from the config to train without shards'
+                )
+
+    def build_optim_wrapper(self, *args, **kwargs) -> BaseOptimWrapper:
+        optim_wrapper = super().build_optim_wrapper(*args, **kwargs)
+        clip_grad = getattr(optim_wrapper, 'clip_grad_kwargs', None) or {}
+        # A parameter with fewer rows than there are processes leaves some of them an empty shard, of
+        # which PyTorch computes any norm but this one.
+        if isinf(float(clip_grad.get('norm_type', 2))):
+            raise ValueError(
+                'optim_wrapper.clip_grad.norm_type must be finite with FSDPStrategy, got '
+                f'{clip_grad["norm_type"]!r}'
+            )
+        return optim_wrapper
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         model = model.to(get_device())
@@ -93,9 +123,22 @@ class FSDPStrategy(DDPStrategy):
         if is_main_process():
             save_checkpoint(checkpoint, filename, backend_args=ATOMIC)
 
-    def load_checkpoint(self, filename: str, **kwargs) -> dict:
+    def load_checkpoint(
+        self, filename: str, *, callback: Callable[[dict], None] | None = None, **kwargs
+    ) -> dict:
+
+        def completed(checkpoint: dict) -> None:
+            if 'state_dict' not in checkpoint:  # MMEngine's Runner reads a bare state dict, too
+                state_dict = dict(checkpoint)
+                checkpoint.clear()
+                checkpoint['state_dict'] = state_dict
+            if callback is not None:
+                callback(checkpoint)
+
         with checkpoint_of_this_model(filename):
-            return super().load_checkpoint(filename, **{**kwargs, 'strict': True})
+            return super().load_checkpoint(
+                filename, callback=completed, **{**kwargs, 'strict': True}
+            )
 
     def resume(
         self, filename: str, *, callback: Callable[[dict], None] | None = None, **kwargs
@@ -103,6 +146,12 @@ class FSDPStrategy(DDPStrategy):
 
         def checked(checkpoint: dict) -> None:
             check_resumable(checkpoint, filename)
+            if 'ema_state_dict' in checkpoint:
+                raise ValueError(
+                    f'{filename} contains averaged weights (ema_state_dict), which FSDPStrategy does '
+                    'not average further: resume from it without shards, or start a new run from its '
+                    'averaged weights with load_from'
+                )
             if callback is not None:
                 callback(checkpoint)
 

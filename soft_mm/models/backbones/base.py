@@ -6,14 +6,17 @@ from inspect import Parameter, signature
 from numbers import Real
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ...fileio.backbone import PretrainedBackbone
 from ...ops.shapes import ceil_div
 from ..layers.maps import as_map
+
+PRETRAINED = 'Pretrained', PretrainedInit  # both stand for MMEngine's initialiser in a config
 
 
 class Stage(nn.Module):
@@ -107,9 +110,10 @@ class Backbone(BaseModule):
             Frozen parameters get no gradient, and frozen norm and dropout layers stay in eval mode.
         norm_eval (bool): keep batch norm layers in eval mode, with fixed running statistics.
         with_cp (bool): use activation checkpointing in every block, which saves memory.
-        init_cfg (dict, optional): MMEngine's initialisation config, such as
-            ``dict(type='Pretrained', checkpoint=…, prefix='backbone.')``. Position embeddings and
-            relative position biases of another size are resized when loaded.
+        init_cfg (dict | list[dict], optional): MMEngine's initialisation config, such as
+            ``dict(type='Pretrained', checkpoint=…, prefix='backbone.')``. Pretrained weights may be
+            of a model with another head, image size and number of input channels, see
+            :func:`soft_mm.fileio.load_backbone`.
 
     Attributes:
         out_channels (list[int]): channels of each output.
@@ -144,7 +148,7 @@ class Backbone(BaseModule):
                 f'{type(self).__name__} has no argument {", ".join(unknown)}; '
                 f'it has {", ".join(self._arguments())}'
             )
-        super().__init__(init_cfg)
+        super().__init__(_parse_init_cfg(init_cfg))
         self.arch = self._parse_arch(arch, depths)
         self.img_size = to_2tuple(img_size)
         if len(self.img_size) != 2 or not _are_integers(self.img_size, 1):
@@ -334,6 +338,23 @@ class Backbone(BaseModule):
                 f'with the class token, got {out_indices}'
             )
         return out_indices
+
+
+def _parse_init_cfg(init_cfg: dict | list[dict] | None) -> list[dict]:
+    """MMEngine's initialisation configs, with ``PretrainedBackbone`` in place of 'Pretrained'.
+
+    Pretrained weights come last, so that nothing overwrites them.
+    """
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    if not _is_sequence(cfgs) or not all(isinstance(cfg, dict) and 'type' in cfg for cfg in cfgs):
+        raise ValueError(
+            f'init_cfg must be None, a dict with a type or a list of such dicts, got {init_cfg!r}'
+        )
+    pretrained = [cfg for cfg in cfgs if cfg['type'] in PRETRAINED]
+    return [
+        *(cfg for cfg in cfgs if cfg not in pretrained),
+        *(dict(cfg, type=PretrainedBackbone) for cfg in pretrained),
+    ]
 
 
 def _is_sequence(value: object) -> bool:

@@ -18,7 +18,7 @@ from ...ops.windows import Windows
 from .grouped_linear import GroupedLinear
 from .heads import check_heads
 from .maps import as_map
-from .plain import apply_linear, is_plain
+from .plain import apply_linear, depthwise_filters, is_plain
 
 # Kernel functions φ of queries and keys, for tokens of ``width`` channels per head.
 KERNEL_FUNCTIONS = {
@@ -189,7 +189,7 @@ class InLineAttention(nn.Module):
         filters = self._filters(mean)
         if self.lepe is None:
             return filters
-        lepe = self.lepe.weight.squeeze(1)
+        lepe = depthwise_filters(self.lepe, mean.shape[1], 3, mean)
         return lepe.repeat(len(mean), 1, 1, 1) if filters is None else filters + lepe
 
     @at_least_fp32

@@ -45,6 +45,25 @@ def is_plain(*layers: nn.Module | None) -> bool:
     )
 
 
+def depthwise_filters(conv: nn.Module, channels: int, side: int, like: Tensor) -> Tensor:
+    """Filters ``(C, k, k)`` of a depth-wise convolution that pads with ``k // 2``.
+
+    If the convolution is not plain, they are read from its response to an impulse.
+
+    Args:
+        conv: the convolution, or what has replaced it.
+        channels: number C of channels.
+        side: kernel size k, odd.
+        like: tensor with the dtype and device of the convolution's inputs.
+    """
+    if is_plain(conv):
+        return conv.weight.squeeze(1)
+    zeros = like.new_zeros(1, channels, side, side)
+    impulse = zeros.clone()
+    impulse[..., side // 2, side // 2] = 1
+    return (conv(impulse) - conv(zeros))[0].flip(-2, -1)
+
+
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Apply a linear layer, if it is plain by :func:`soft_mm.ops.linear`."""
     return linear(x, layer.weight, layer.bias) if is_plain(layer) else layer(x)

@@ -10,7 +10,7 @@ from ...ops.shapes import split_heads
 from .heads import check_heads
 from .landmarks import Landmarks
 from .maps import as_map
-from .plain import apply_linear, is_plain
+from .plain import apply_linear, depthwise_filters, is_plain
 
 
 class SOFTAttention(nn.Module):
@@ -48,6 +48,7 @@ class SOFTAttention(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_sizes must be odd, got {kernel_size}')
         self.num_heads = num_heads
+        self.kernel_size = kernel_size
         self.sym_norm = sym_norm
         self.solver = solver
         self.alpha_scope = alpha_scope
@@ -96,7 +97,8 @@ class SOFTAttention(nn.Module):
 
     def filters_of(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Filters of the convolution, the same for all queries: ``(B, M, h, 1, k, k)``."""
-        return self.dwconv.weight.expand(len(x), len(queries), -1, -1, -1, -1)
+        filters = depthwise_filters(self.dwconv, self.num_heads, self.kernel_size, x)
+        return filters[:, None].expand(len(x), len(queries), -1, -1, -1, -1)
 
     def _queries(self, x: Tensor) -> Tensor:
         """Scaled queries, which also serve as keys: ``(B, N, C)`` -> ``(B, h, N, C / h)``."""

@@ -10,7 +10,7 @@ from ...ops.softmax_attention.reference import attention_rows
 from ...ops.windows import Windows
 from .heads import check_heads
 from .maps import as_map
-from .plain import apply_linear
+from .plain import apply_linear, depthwise_filters
 from .position_embed import RelativePositionBias
 
 
@@ -144,8 +144,10 @@ class CrossShapedAttention(nn.Module):
 
     def filters_of(self, x: Tensor, hw: tuple[int, int], queries: Tensor) -> Tensor:
         """Filters of the convolution, the same for all queries: ``(B, M, h, C / h, 3, 3)``."""
-        filters = [lepe.weight.unflatten(0, (self.num_heads, -1)).squeeze(2) for lepe in self.lepe]
-        return torch.cat(filters).expand(len(x), len(queries), -1, -1, -1, -1)
+        channels = x.shape[-1] // len(self.lepe)
+        filters = torch.cat([depthwise_filters(lepe, channels, 3, x) for lepe in self.lepe])
+        filters = filters.unflatten(0, (self.num_heads * len(self.lepe), -1))
+        return filters.expand(len(x), len(queries), -1, -1, -1, -1)
 
     def _branches(self, x: Tensor, hw: tuple[int, int]) -> list[tuple[Tensor, Windows]]:
         """Each branch's q, k and v, ``(B, N, 3·c)``, and its windows."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import choose_backend
-from ..linear import linear
+from ..linear import linear, weight_gradient
 
 
 def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
@@ -40,11 +40,12 @@ def _attention(
     ``(B, C, C)``."""
     weight_v, bias_v = weight.chunk(3)[2], bias.chunk(3)[2]
     mean = mean.unsqueeze(1)
-    covariance = torch.baddbmm(mean.mT @ mean, x.mT, x, beta=-1, alpha=1 / x.shape[1])
+    covariance = _linear_per_image(x.mT, x.mT) / x.shape[1] - mean.mT @ mean
     q, k, v = _head_weights(weight, bias, num_heads)
     # All heads as one linear map of the tokens, with its bias in the last row.
     maps = _concat_heads(q.mT @ _key_value_covariance(_key_token_covariance(covariance, k), v))
-    out = torch.baddbmm(F.linear(mean, weight_v, bias_v) + maps[:, -1:], x, maps[:, :-1])
+    offset = F.linear(mean, weight_v, bias_v) + maps[:, -1:]
+    out = _linear_per_image(x, maps[:, :-1].mT, offset.squeeze(1))
     return out, linear(x, weight_v, bias_v), covariance
 
 
@@ -59,7 +60,6 @@ def _attention_backward(
     covariance: Tensor,
     num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, num_tokens, _ = x.shape
     mean = mean.unsqueeze(1)
     q, k, v = _head_weights(weight, bias, num_heads)
     weight_k, weight_v = weight.chunk(3)[1:]
@@ -68,7 +68,8 @@ def _attention_backward(
     sums = grad.sum(1, keepdim=True)
 
     # out = x·maps + offset + mean(v), where qᵀ·key_value stacks maps and offset.
-    grad_maps = torch.cat((x.mT @ grad, sums), 1).unflatten(2, (num_heads, -1)).transpose(1, 2)
+    grad_maps = torch.cat((_linear_per_image(x.mT, grad.mT), sums), 1)
+    grad_maps = grad_maps.unflatten(2, (num_heads, -1)).transpose(1, 2)
     grad_q = (key_value @ grad_maps.mT).sum(0)
     # key_value = d^-½·key_token·vᵀ, where key_token = k·covariance.
     grad_key_value = q @ grad_maps * q.shape[1] ** -0.5
@@ -79,16 +80,27 @@ def _attention_backward(
     grad_covariance = grad_covariance + grad_covariance.mT
     grad_mean = (sums @ weight_v - mean @ grad_covariance).squeeze(1)
 
-    grad_x = x @ (grad_covariance / num_tokens)
-    grad_x.baddbmm_(grad, _concat_heads(q.mT @ key_value)[:, :-1].mT)
-    grad_x.baddbmm_(grad_v, weight_v.expand(batch, -1, -1))
+    grad_x = _linear_per_image(x, grad_covariance / x.shape[1])
+    grad_x += _linear_per_image(grad, _concat_heads(q.mT @ key_value)[:, :-1])
+    grad_x += linear(grad_v, weight_v.T)
     grad_v, x, sums = grad_v.flatten(0, 1), x.flatten(0, 1), sums.flatten(0, 1)
-    grad_values = (grad_values.flatten(0, 1) + grad_v.mT @ x).addmm_(sums.mT, mean.flatten(0, 1))
+    grad_values = grad_values.flatten(0, 1) + weight_gradient(grad_v, x)
+    grad_values.addmm_(sums.mT, mean.flatten(0, 1))
     grad_weight = torch.cat((grad_q[..., :-1].flatten(0, 1), grad_k.flatten(0, 1), grad_values))
     grad_bias = torch.cat(
         (grad_q[..., -1].flatten(), torch.zeros_like(bias).chunk(3)[1], grad_v.sum(0) + sums.sum(0))
     )
     return grad_x, grad_mean, grad_weight, grad_bias
+
+
+def _linear_per_image(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x ``(B, N, C)``, weight ``(B, E, C)`` and bias ``(B, E)`` of each image -> ``(B, N, E)``."""
+    if len(x) == 1:  # without a copy
+        return linear(x, weight[0], None if bias is None else bias[0])
+    out = x.new_empty(*x.shape[:-1], weight.shape[1])
+    for i, image in enumerate(x):
+        out[i] = linear(image, weight[i], None if bias is None else bias[i])
+    return out
 
 
 def _head_weights(weight: Tensor, bias: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,23 @@ def linear(
     return _Linear.apply(x, weight, bias)
 
 
+def linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, approximate: str, backend: str | None = None
+) -> Tensor:
+    """Compute ``gelu(W·x + b)``, by oneDNN in one pass if no gradient is needed.
+
+    Args:
+        x, weight, bias, backend: see :func:`linear`.
+        approximate: approximation of GELU, 'none' or 'tanh', as in ``torch.nn.GELU``.
+    """
+    inputs = x, weight, bias
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    standard = choose_backend(backend, x.device) in ('reference', 'standard')
+    if needs_grad or standard or not onednn.supports(*inputs):
+        return F.gelu(linear(*inputs, backend), approximate=approximate)
+    return onednn.linear(*inputs, approximate)
+
+
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient ``(E, C)`` of the weight from that of the result, ``(N, E)``, and x ``(N, C)``."""
     # oneDNN distributes the rows of the result to the threads; with fewer rows, each reads less.

@@ -30,6 +30,13 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x ``(..., C)``, weight ``(E, C)``, bias ``(E,)`` or None -> ``(..., E)``."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
+    """x ``(..., C)``, weight ``(E, C)``, bias ``(E,)`` or None -> ``(..., E)``.
+
+    ``gelu`` is the approximation of a GELU of the result, 'none' or 'tanh'.
+    """
+    # For a weight that is part of a larger matrix, oneDNN has only a reference implementation.
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()
+    activation = ('none', [], '') if gelu is None else ('gelu', [], gelu)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)

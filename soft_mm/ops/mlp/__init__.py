@@ -1,11 +1,10 @@
 """Two linear layers with GELU between them."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import choose_backend
-from ..linear import linear
+from ..linear import linear, linear_gelu
 from .reference import mlp as reference_mlp
 from .tiled import is_worthwhile, tiled_mlp
 
@@ -46,5 +45,4 @@ def mlp(
         return reference_mlp(*arguments)
     if is_worthwhile(x, weight1) and not torch.is_autocast_enabled(x.device.type):
         return tiled_mlp(*arguments)
-    hidden = F.gelu(linear(x, weight1, bias1, backend), approximate=approximate)
-    return linear(hidden, weight2, bias2, backend)
+    return linear(linear_gelu(x, weight1, bias1, approximate, backend), weight2, bias2, backend)

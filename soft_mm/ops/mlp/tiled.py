@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..linear import linear, weight_gradient
+from ..linear import linear, linear_gelu, weight_gradient
 
 TILE = 2**19  # hidden values per group of tokens, which fit in a core's cache
 WORTHWHILE = 2**22  # hidden values of all tokens from which on tiling is faster
@@ -31,7 +31,7 @@ def tiled_mlp(
     out = x.new_empty(*x.shape[:-1], len(weight2))
     tokens, flat = x.reshape(-1, x.shape[-1]), out.view(-1, len(weight2))
     for rows in _tiles(len(tokens), len(weight1)):
-        hidden = F.gelu(linear(tokens[rows], weight1, bias1), approximate=approximate)
+        hidden = linear_gelu(tokens[rows], weight1, bias1, approximate)
         flat[rows] = linear(hidden, weight2, bias2)
     return out
 

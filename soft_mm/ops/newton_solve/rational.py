@@ -10,6 +10,7 @@ from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from ..precision import at_least_fp32
+from . import onednn_kernels, torch_kernels
 
 DEGREE = 28
 POLE = 2.2
@@ -54,7 +55,7 @@ def forward(p: Tensor, v: Tensor, root: Tensor, fused: bool) -> tuple[Tensor, Te
     """The result ``(..., m, e)`` from root √s ``(..., 1, 1)``, and for the backward pass I − ρ."""
     out, complement = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (v, p))
     for batch in _batches(complement, p, root):
-        _kernels(fused).factor(*batch, POLE)
+        _kernels(p, fused).factor(*batch, POLE)
     _write(out, complement, p, v, root, fused)
     return out, complement
 
@@ -72,12 +73,12 @@ _newton_solve_backward = torch.library.custom_op(
 )
 
 
-def _kernels(fused: bool) -> ModuleType:
+def _kernels(p: Tensor, fused: bool) -> ModuleType:
     if fused:
-        from . import triton_kernels as kernels
-    else:
-        from . import torch_kernels as kernels
-    return kernels
+        from . import triton_kernels
+
+        return triton_kernels
+    return onednn_kernels if onednn_kernels.supports(p) else torch_kernels
 
 
 def _batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -92,7 +93,7 @@ def _write(
     out: Tensor, complement: Tensor, p: Tensor, v: Tensor, root: Tensor, fused: bool
 ) -> None:
     """Write the result for v ``(..., m, e)`` to ``out``, from I − ρ, in batches."""
-    product = _kernels(fused).product
+    product = _kernels(p, fused).product
     for part, matrix, *batch in _batches(out, complement, p, v, root):
         product(matrix, apply(matrix, *batch, product), 1, out=part)
 

@@ -1,5 +1,6 @@
 """The rows and filters of every attention layer make up its output."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -117,6 +118,37 @@ def test_rows_and_filters_make_up_the_output(name, hw):
     """In fp64, so that they differ by rounding alone, which inverses of K2 amplify a little."""
     call = call_of(name, hw)
     torch.testing.assert_close(output(call), call.layer(call.x, hw, **call.kwargs))
+
+
+class Adapter(nn.Module):
+    """A layer plus a fraction of another one, as an adapter that is trained beside it."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.base = base
+        self.delta = copy.deepcopy(base).requires_grad_(False)
+        self.delta.weight.normal_()
+        self.delta.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 0.1 * self.delta(x)
+
+
+@pytest.mark.parametrize('name', ['SOFT', 'InLine, CSwin', 'stripes'])
+@torch.no_grad()
+def test_rows_and_filters_of_adapted_layers(name):
+    call = call_of(name, (7, 10))
+    before = output(call)
+    for child in 'q', 'qkv', 'dwconv':
+        if hasattr(call.layer, child):
+            setattr(call.layer, child, Adapter(getattr(call.layer, child)))
+    if isinstance(call.layer, CrossShapedAttention):
+        call.layer.lepe = nn.ModuleList(map(Adapter, call.layer.lepe))
+    elif name == 'InLine, CSwin':
+        call.layer.lepe = Adapter(call.layer.lepe)
+    expected = call.layer(call.x, call.hw, **call.kwargs)
+    torch.testing.assert_close(output(call), expected)
+    assert not torch.allclose(before, expected)
 
 
 @pytest.mark.parametrize('name', LAYERS)

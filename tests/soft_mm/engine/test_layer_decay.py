@@ -44,28 +44,39 @@ def groups(model: nn.Module, cfg: Config, **options) -> dict[str, dict]:
     cfg.merge_from_dict(dict(optim_wrapper=options))
     found = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     of = {id(parameter): group for group in found for parameter in group['params']}
-    return {name: of[id(parameter)] for name, parameter in model.named_parameters()}
+    return {name: of[id(p)] for name, p in model.named_parameters() if id(p) in of}
 
 
 def layer_decay(constructor: str = 'soft_mm.LayerDecayConstructor') -> dict:
     return dict(constructor=constructor, paramwise_cfg=dict(layer_decay_rate=RATE))
 
 
-@pytest.mark.parametrize(
-    'config',
-    [
-        'coco/retinanet_soft-norm-tiny_fpn_1x_coco.py',
-        'ade20k/soft-norm-tiny_upernet_8xb2-160k_ade20k-512x512.py',
-        'imagenet/soft-norm-tiny_8xb128-300e_in1k.py',
-    ],
-)
-def test_rates_in_the_models_of_a_toolbox(config):
+COCO = 'coco/retinanet_soft-norm-tiny_fpn_1x_coco.py'
+ADE20K = 'ade20k/soft-norm-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+IMAGENET = 'imagenet/soft-norm-tiny_8xb128-300e_in1k.py'
+
+
+def build(config: str, **options) -> tuple[nn.Module, Config]:
+    """The model of a config, with further options of its backbone, and the config."""
     cfg = Config.fromfile(CONFIGS / config)
     pytest.importorskip(cfg.default_scope, reason=f'{cfg.default_scope} is not installed')
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
-        model = MODELS.build(cfg.model)
+        return MODELS.build({**cfg.model, 'backbone': {**cfg.model.backbone, **options}}), cfg
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 2])
+@pytest.mark.parametrize('config', [COCO, ADE20K, IMAGENET])
+def test_rates_in_the_models_of_a_toolbox(config, frozen_stages):
+    model, cfg = build(config, frozen_stages=frozen_stages)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        name
+        for name, _ in model.named_parameters()
+        if frozen_stages < 0 or not name.startswith(('backbone.stages.0.', 'backbone.stages.1.'))
+    }
     decayed, default = groups(model, cfg, **layer_decay()), groups(model, cfg)
+    assert decayed.keys() == default.keys() == trained
     lr = cfg.optim_wrapper.optimizer.lr
     for name, group in decayed.items():
         inside = name.removeprefix('backbone.')
@@ -80,6 +91,20 @@ def test_rates_in_the_models_of_a_toolbox(config):
         for name, group in decayed.items():
             for key in 'lr', 'weight_decay':
                 assert group[key] == pytest.approx(theirs[name][key]), name
+
+
+@pytest.mark.parametrize('config', [COCO, ADE20K])
+def test_constructors_that_know_other_backbones_alone(config):
+    """Those of mmdet and mmseg find layers by the names of their own backbones."""
+    model, cfg = build(config)
+    options = dict(decay_rate=RATE, decay_type='layer_wise', num_layers=6)
+    with pytest.raises(NotImplementedError):
+        groups(
+            model,
+            cfg,
+            constructor='LearningRateDecayOptimizerConstructor',
+            paramwise_cfg=dict(_delete_=True, **options),
+        )
 
 
 class Model(nn.Module):

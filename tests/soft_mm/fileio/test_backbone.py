@@ -7,14 +7,24 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from mmengine.model import PretrainedInit
 from torch import nn
 
 import soft_mm
 from soft_mm.fileio import load_backbone
+from soft_mm.fileio.backbone import adapt_filters
+from soft_mm.models.backbones import Backbone
 
 ARCH = dict(channels=(16, 32, 48, 64), num_heads=(2, 4, 6, 8), depths=(1, 1, 1, 1))
 SWIN = partial(soft_mm.InLineSwin, dict(ARCH, inline_depths=(1, 1, 0, 0)), img_size=64)
 DEIT = partial(soft_mm.InLineDeiT, dict(channels=(32,), num_heads=(4,), depths=(2,)), img_size=64)
+FAMILIES = {
+    'SOFT': partial(soft_mm.SOFT, dict(ARCH, kernel_sizes=(9, 5, 3)), sym_norm=True, img_size=64),
+    'InLineDeiT': DEIT,
+    'InLinePVT': partial(soft_mm.InLinePVT, dict(ARCH, mlp_ratios=(2, 2, 2, 2)), img_size=64),
+    'InLineSwin': SWIN,
+    'InLineCSwin': partial(soft_mm.InLineCSwin, ARCH, img_size=64),
+}
 
 
 def named(state: dict, prefix: str) -> dict:
@@ -66,6 +76,133 @@ def test_the_pyramid_belongs_to_outputs(path):
 def test_position_embeddings_are_resized(path):
     torch.save(DEIT(img_size=96).state_dict(), path)
     load_backbone(DEIT(), path)
+
+
+@pytest.mark.parametrize('in_channels', [1, 2, 3, 4, 6])
+def test_adapted_filters_respond_to_equal_channels_as_before(in_channels):
+    filters = torch.randn(5, 3, 7, 7, dtype=torch.float64)
+    adapted = adapt_filters(filters, in_channels)
+    assert adapted.shape == (5, in_channels, 7, 7)
+    torch.testing.assert_close(adapted.sum(1), filters.sum(1))
+    copies = [adapted[:, i] for i in range(in_channels)]
+    expected = {
+        1: [filters.sum(1)],
+        2: [filters.sum(1) / 2] * 2,
+        3: list(filters.unbind(1)),
+        4: [filters[:, 0] / 2, filters[:, 1], filters[:, 2], filters[:, 0] / 2],
+        6: [*(filters / 2).unbind(1)] * 2,
+    }
+    torch.testing.assert_close(copies, expected[in_channels])
+
+
+@pytest.mark.parametrize(('in_channels', 'word'), [(1, 'averaged'), (4, 'repeated')])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_another_number_of_input_channels(family, in_channels, word, path, logged):
+    """The response to an image of equal channels stays the same, and the log says it once."""
+    source, backbone = FAMILIES[family](), FAMILIES[family](in_channels=in_channels)
+    torch.save(source.state_dict(), path)
+    load_backbone(backbone.double(), path)
+    (message,) = logged
+    assert message == (
+        f'{path} has 3 input channels, this model in_channels={in_channels}: the filters of the '
+        f'stem are {word}'
+    )
+    image = torch.randn(1, 1, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected = source.double().eval()(image.expand(-1, 3, -1, -1))
+        maps = backbone.eval()(image.expand(-1, in_channels, -1, -1))
+    torch.testing.assert_close(maps, expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_another_dtype_is_converted(dtype, path):
+    """Also where position embeddings are resized, which PyTorch does not do in every dtype."""
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in DEIT().state_dict().items()}
+    torch.save(state, path)
+    backbone, same = DEIT(img_size=96), DEIT(img_size=96)
+    load_backbone(backbone, path)
+    same.load_state_dict({k: v.to(same.state_dict()[k]) for k, v in state.items()})
+    torch.testing.assert_close(backbone.state_dict(), same.state_dict(), rtol=0, atol=0)
+
+
+def test_integers_are_not_weights(path):
+    name = 'stages.0.patch_embed.proj.weight'
+    torch.save(dict(DEIT().state_dict(), **{name: torch.ones(32, 3, 16, 16).to(torch.int8)}), path)
+    with pytest.raises(ValueError, match=f'{name} must be of a floating-point dtype, .*torch.int8'):
+        load_backbone(DEIT(), path)
+
+
+def test_a_stem_of_another_model_is_refused(path):
+    """Its filters are not adapted if they differ in more than the number of channels."""
+    name = 'stages.0.patch_embed.proj.weight'
+    for shape in (32, 4, 8, 8), (32, 0, 16, 16), (32, 4):
+        torch.save(dict(DEIT().state_dict(), **{name: torch.ones(shape)}), path)
+        with pytest.raises(ValueError, match=f'size mismatch for {name}'):
+            load_backbone(DEIT(), path)
+
+
+def initialised(path: str, **options) -> Backbone:
+    """A backbone with weights from ``init_cfg``."""
+    cfg = dict(type='Pretrained', checkpoint=str(path), **options)
+    backbone = SWIN(in_channels=4, img_size=96, init_cfg=cfg)
+    backbone.init_weights()
+    return backbone
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone', 'backbone.'])
+def test_init_cfg_loads_as_load_backbone(prefix, path, logged):
+    """The head of the classifier is left out without a warning."""
+    classifier = named(SWIN(out_type='avg_featmap').state_dict(), 'backbone.')
+    torch.save(dict(state_dict=dict(classifier, **{'head.fc.weight': torch.ones(9, 64)})), path)
+    backbone, expected = initialised(path, prefix=prefix), SWIN(in_channels=4, img_size=96)
+    text = '\n'.join(logged)
+    assert text.count('stem') == 1
+    assert f'init_cfg.checkpoint={path} has 3 input channels, this model in_channels=4' in text
+    assert 'head' not in text
+    load_backbone(expected, path)
+    torch.testing.assert_close(backbone.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
+def test_pretrained_weights_come_last(kind, path):
+    source = SWIN()
+    torch.save(source.state_dict(), path)
+    cfg = [
+        dict(type=kind, checkpoint=str(path)),
+        dict(type='Constant', layer='Linear', val=0.5),
+    ]
+    backbone = SWIN(init_cfg=cfg)
+    backbone.init_weights()
+    torch.testing.assert_close(backbone.state_dict(), source.state_dict(), rtol=0, atol=0)
+    assert [entry['type'] for entry in cfg] == [kind, 'Constant']
+
+
+@pytest.mark.parametrize(
+    'init_cfg', ['checkpoint.pth', 3, dict(checkpoint='x.pth'), ['Pretrained']]
+)
+def test_invalid_init_cfg(init_cfg):
+    with pytest.raises(
+        ValueError, match='init_cfg must be None, a dict with a type or a list of such'
+    ):
+        SWIN(init_cfg=init_cfg)
+
+
+def test_init_cfg_names_what_is_wrong(path):
+    with pytest.raises(
+        FileNotFoundError, match=f'init_cfg.checkpoint={path} can not be found: it must'
+    ):
+        initialised(path)
+    torch.save(DEIT().state_dict(), path)
+    with pytest.raises(
+        ValueError,
+        match=rf"init_cfg.checkpoint={path} has no weights .* prefix='backbone.'; they .*\['stages'\]",
+    ):
+        initialised(path, prefix='backbone.')
+    with pytest.raises(ValueError, match=f'init_cfg.checkpoint={path} is not a checkpoint of this'):
+        initialised(path)
+    torch.save([1], path)
+    with pytest.raises(ValueError, match=f'init_cfg.checkpoint={path} holds a list, not a dict'):
+        initialised(path)
 
 
 def test_another_model_is_refused(path):

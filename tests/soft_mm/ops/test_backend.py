@@ -1,12 +1,10 @@
 """Which backend an op uses, and what it says when it cannot use it."""
 
-import logging
 import subprocess
 import sys
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from torch import Tensor
 
 from soft_mm.ops import backend as backends
@@ -18,16 +16,10 @@ CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 
 
 @pytest.fixture
-def logged(monkeypatch) -> list[str]:
+def logged(logged, monkeypatch) -> list[str]:
     """Messages of MMEngine's logger, as if no op had logged one before."""
     monkeypatch.setattr(backends, '_logged', set())
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+    return logged
 
 
 def test_the_argument_precedes_the_context_and_the_context_the_default():

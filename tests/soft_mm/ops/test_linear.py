@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from soft_mm.ops import linear
-from soft_mm.ops.linear import onednn, weight_gradient
+from soft_mm.ops.linear import linear_gelu, onednn, weight_gradient
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason='this torch has no oneDNN'
@@ -48,6 +49,21 @@ def test_equals_the_formula_with_every_gradient(tokens, dims, out, strided):
     assert_rounded(grad_weight, flat_grad.T, flat_x)
     assert_rounded(grad_bias, torch.ones(len(flat_grad)), flat_grad)
     assert_rounded(weight_gradient(flat_grad, flat_x), flat_grad.T, flat_x)
+
+
+@pytest.mark.parametrize('approximate', ['none', 'tanh'])
+def test_gelu_without_a_gradient(approximate):
+    x, weight, bias = inputs_of(4200, dims=64, out=64)
+    with torch.no_grad():
+        ours = linear_gelu(x, weight, bias, approximate)
+        before = F.linear(*(t.double() for t in (x, weight, bias)))
+    eps = torch.finfo(torch.float32).eps
+    # The slope of GELU is at most 1.13, and its own rounding a few digits of x and of tanh or erf.
+    allowed = 1.13 * 65 * eps * (x.abs() @ weight.abs().T + bias.abs()) + 8 * eps * (
+        1 + before.abs()
+    )
+    assert ((ours - F.gelu(before, approximate=approximate)).abs() <= allowed).all()
+    assert linear_gelu(x, weight, bias, approximate).requires_grad
 
 
 def test_second_derivatives():
@@ -99,3 +115,20 @@ def test_tracers_see_pytorch_operators():
     assert not onednn.supports(torch.empty(300, 32, device='meta'), *inputs[1:])
     mapped = torch.func.vmap(linear, in_dims=(0, None, None))(inputs[0][None], *inputs[1:])
     assert torch.equal(mapped[0], F.linear(*inputs))
+
+
+def test_weights_of_a_larger_matrix_are_copied():
+    """oneDNN computes their layer by its reference implementation, which takes a thousand times as long."""
+    x, weight = torch.randn(4, 8), torch.randn(8, 16)
+
+    class Strides(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.mkldnn._linear_pointwise.default:
+                seen.append(sorted(args[1].stride()))
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    with Strides():
+        onednn.linear(x, weight[:, :8], None)
+        onednn.linear(x, weight[:, :8].T, None)
+    assert seen == [[1, 8], [1, 8]]
