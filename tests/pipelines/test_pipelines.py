@@ -341,7 +341,7 @@ def datasets(library: str, cfg: Config, data: Path) -> tuple[dict, dict]:
             ann_file='annotations/instances_val2017.json',
             data_prefix=dict(img='val2017/'),
         )
-        masks = cfg.model.data_preprocessor.get('pad_mask', False)
+        masks = any(cfg.model.data_preprocessor.get(key) for key in ('pad_mask', 'pad_seg'))
         annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)
         train = [load, annotations, resize, flip, pack]
     else:
