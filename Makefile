@@ -3,6 +3,7 @@
 # make test    lint and the test suite: 15 to 26 minutes on two cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
+# make test-pipelines   our backbones in the toolboxes' own pipelines; writes the table of docs/pipelines.md
 # make wheel   build the sdist, and from it the wheel, in dist/
 # make test-wheel   test both: the wheel in an environment without the checkout, mim's commands too
 # make docs    build the site of docs/ in build/site; broken links are errors
@@ -37,7 +38,7 @@ DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 SEEDS ?= 1
 
-.PHONY: demo study test test-all test-fast test-core test-openmmlab wheel test-wheel docs lint setup pins clean
+.PHONY: demo study test test-all test-fast test-pipelines test-core test-openmmlab wheel test-wheel docs lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -68,6 +69,10 @@ test-fast: lint
 	$(STEP) 'run one test of every kind' \
 	    'The failures stand above; if none do, tests/fast.txt names a test that is gone.' \
 	    $(PYTEST) @tests/fast.txt
+
+test-pipelines: setup
+	$(STEP) 'train and predict in the pipelines of the toolboxes' 'The failures stand above.' \
+	    $(PYTEST) -m long --dist load tests/pipelines --table docs/pipelines.md
 
 # Only the tests of soft_mm, with another Python, torch or MMEngine, in a separate environment:
 # make test-core PYTHON=python3.12 TORCH='torch==2.4.1 numpy<2.3' MMENGINE=mmengine==0.10.7

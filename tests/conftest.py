@@ -16,6 +16,7 @@ SHARED = ROOT.parent / 'shared'  # golden numbers and sample images; it may be a
 LOADERS = ('train', 'val', 'test')
 # The files that take longest, in this order: a process that starts one of them last makes all wait.
 LONGEST = (
+    'test_pipelines.py',
     'test_real_input.py',
     'test_bad_input.py',
     'test_compile.py',
