@@ -1,6 +1,6 @@
 # make demo    train and evaluate a SOFT-Norm detector on generated shapes, and predict with it
 # make study   train a small detector with every backbone and attention; SEEDS=3 for three runs each
-# make test    lint and the test suite: 15 to 26 minutes on two cores
+# make test    lint and the test suite: 14 minutes on two idle cores
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make test-pipelines   our backbones in the toolboxes' own pipelines; writes the table of docs/pipelines.md
