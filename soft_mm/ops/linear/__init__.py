@@ -26,10 +26,8 @@ def linear(
     Raises:
         ValueError: if the backend does not exist.
     """
-    standard = choose_backend(backend, x.device) in ('reference', 'standard')
-    if standard or not onednn.supports(x, weight, bias):
-        return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)
+    inputs = x, weight, bias
+    return _Linear.apply(*inputs) if _runs_onednn(*inputs, backend) else F.linear(*inputs)
 
 
 def linear_gelu(
@@ -43,8 +41,7 @@ def linear_gelu(
     """
     inputs = x, weight, bias
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    standard = choose_backend(backend, x.device) in ('reference', 'standard')
-    if needs_grad or standard or not onednn.supports(*inputs):
+    if needs_grad or not _runs_onednn(*inputs, backend):
         return F.gelu(linear(*inputs, backend), approximate=approximate)
     return onednn.linear(*inputs, approximate)
 
@@ -55,6 +52,11 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if grad.shape[1] > x.shape[1]:
         return linear(x.T, grad.T).T
     return linear(grad.T, x.T)
+
+
+def _runs_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> bool:
+    standard = choose_backend(backend, x.device) in ('reference', 'standard')
+    return not standard and onednn.supports(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
