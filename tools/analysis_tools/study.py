@@ -6,17 +6,21 @@
 
 All variants have the same config, configs/demo/retinanet_soft-norm-narrow_fpn_hard-shapes.py, apart
 from the backbone, so they see the same images equally often. Backbones have half the channels of their
-smallest size. What is trained already is not trained again. The images are made by
-`make_shapes.py data/hard-shapes --hard --train 1000 --val 200`; `make study` does both.
+smallest size. On a CPU, as many are trained at once as there are cores. What is trained already is not
+trained again. The images are made by `make_shapes.py data/hard-shapes --hard --train 1000 --val 200`;
+`make study` does both.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -78,7 +82,8 @@ class Run:
         params (float): millions of parameters of the detector.
         ap (float), ap50 (float): COCO's average precision, in percent.
         relation (float): mean AP of `star` and `twin`, which only the rest of the image tells apart.
-        minutes (float): time of training and evaluation.
+        minutes (float): time of training and evaluation; on a CPU, CPU time, to which it does not
+            matter what else runs.
         memory (float): their peak memory in MiB, above that of the untrained model.
     """
 
@@ -116,9 +121,10 @@ def config_of(variant: str, seed: int, args: argparse.Namespace) -> Config:
 def train(config: Path) -> None:
     """Train and evaluate a config in this process, and write the result beside it."""
     runner = build_runner(Config.fromfile(config))
-    start = time.perf_counter()
+    clock = time.perf_counter if DEVICE == 'cuda' else time.process_time
+    start = clock()
     memory = peak_memory(runner.train, DEVICE)
-    minutes = (time.perf_counter() - start) / 60
+    minutes = (clock() - start) / 60
     params = sum(p.numel() for p in runner.model.parameters()) / 1e6
     ap, ap50, star, twin = (
         100 * float(runner.message_hub.get_scalar(f'val/coco/{name}').current())
@@ -146,7 +152,9 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> Run:
         config.write_text(cfg.pretty_text)
         with (folder / 'output.txt').open('w') as output:
             command = [sys.executable, __file__, '--train', config]
-            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+            threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
+            environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         if done.returncode:
             raise SystemExit(f'study.py: error: training failed, see {output.name}')
     return Run(**json.loads(result.read_text()))
@@ -213,13 +221,21 @@ def parse_args() -> argparse.Namespace:
         default=Path('work_dirs/study'),
         help='folder for the runs (default: work_dirs/study)',
     )
+    jobs = 1 if DEVICE == 'cuda' else len(os.sched_getaffinity(0))
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=jobs,
+        help=f'number of trainings at once, which share the CPU cores (default here: {jobs})',
+    )
     add_out(parser, plot=True)
     add_cfg_options(parser)
     add_quiet(parser)
     parser.add_argument('--train', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.seeds < 1:
-        parser.error(f'--seeds must be at least 1, got {args.seeds}')
+    for name in ('seeds', 'jobs'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name} must be at least 1, got {getattr(args, name)}')
     return args
 
 
@@ -228,16 +244,20 @@ def main() -> None:
     if args.train:
         train(args.train)
         return
+    # Seed by seed: what is there after an interruption is a comparison of all variants.
+    seeds, variants = zip(*product(range(args.seeds), args.only))
     runs = []
-    with progress(args.quiet) as bar:
-        task = bar.add_task('', total=len(args.only) * args.seeds)
-        # Seed by seed: what is there after an interruption is a comparison of all variants.
-        for seed in range(args.seeds):
-            for variant in args.only:
-                bar.update(task, description=f'{variant}, seed {seed}')
-                runs.append(run(variant, seed, args))
-                bar.advance(task)
-    report(f'{machine(DEVICE)}; seeds: {args.seeds}', table(runs), runs, args.out)
+    with progress(args.quiet) as bar, ThreadPoolExecutor(args.jobs) as pool:
+        task = bar.add_task('trainings', total=len(variants))
+        for done in pool.map(run, variants, seeds, [args] * len(variants)):
+            runs.append(done)
+            bar.advance(task)
+    report(
+        f'{machine(DEVICE)}, trainings at once: {args.jobs}; seeds: {args.seeds}',
+        table(runs),
+        runs,
+        args.out,
+    )
     if args.out:
         plot(runs, args.out.with_suffix('.png'))
 
