@@ -13,7 +13,8 @@ def known(condition: bool | SymBool) -> bool:
     always holds. Code under ``if not known(condition)`` therefore also runs for sizes for which the
     condition holds, and must be a no-op for them.
     """
-    return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)
+    # Not isinstance(condition, SymBool), which is False while torch.compile traces.
+    return statically_known_true(condition)
 
 
 def smaller(side: int, size: int) -> int:
