@@ -132,7 +132,9 @@ SIZES = [(161, 203), (203, 190), (64, 190)]
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')
-@pytest.mark.parametrize('name', ['SOFT-Norm', 'InLineDeiT'])
+@pytest.mark.parametrize(
+    'name', names(('SOFT-Norm', 'InLineDeiT'), (*FAMILIES, 'few landmarks', 'Nyströmformer'))
+)
 def test_one_graph_for_all_sizes(name):
     with torch._dynamo.config.patch(error_on_recompile=True):
         check(name, 'training', 'aot_eager', SIZES, dynamic=True)
@@ -175,12 +177,6 @@ def test_symbolic_sizes_are_as_simple_as_those_of_pvt(name, trace_of_pvt):
     nodes, guards = trace(build(name, 'eval'))
     assert nodes <= 2 * trace_of_pvt[0]
     assert guards <= trace_of_pvt[1]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize('name', ['InLinePVT', 'InLineSwin', 'InLineCSwin', 'Nyströmformer'])
-def test_dynamic_sizes(name):
-    check(name, 'training', 'aot_eager', SIZES, dynamic=True)
 
 
 @pytest.mark.long
