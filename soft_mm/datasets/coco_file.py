@@ -1,10 +1,12 @@
 """Validate COCO annotations that mmdet would silently drop or fail on."""
 
 import json
-from collections.abc import Sequence
-from math import isfinite
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from reprlib import repr  # of bounded length and depth
 
+# Largest coordinate, in pixels. pycocotools needs memory for every pixel of a polygon's edges.
+LARGEST = 100_000
 FIELDS = {
     'images': ('id', 'file_name', 'width', 'height'),
     'categories': ('id', 'name'),
@@ -26,8 +28,8 @@ def check_coco_file(path: Path, classes: Sequence[str], with_masks: bool) -> Non
         ValueError: for the first error; names the field, its value and what is allowed.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(path.read_text())  # decoded as pycocotools does
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not valid JSON or is truncated: {error}') from None
     try:
         _check_fields(content)
@@ -44,16 +46,31 @@ def _check_fields(content: object) -> None:
         else []
     )
     if not set(FIELDS) <= set(lists):
-        raise ValueError(f'the file must have lists of {", ".join(FIELDS)}, has {lists}')
+        raise ValueError(f'the file must have lists of {", ".join(FIELDS)}, has {repr(lists)}')
     for key, fields in FIELDS.items():
         ids = set()
         for i, row in enumerate(content[key]):
+            if not isinstance(row, dict) or not row.keys() >= set(fields):
+                raise ValueError(f'{key}[{i}] must have {", ".join(fields)}, got {repr(row)}')
             for field in fields:
-                if field not in row:
-                    raise ValueError(f'{key}[{i}] must have {", ".join(fields)}, got {row}')
+                _check_type(f'{key}[{i}].{field}', field, row[field])
             if row['id'] in ids:
-                raise ValueError(f'{key}[{i}].id must be unique, got {row["id"]} again')
+                raise ValueError(f'{key}[{i}].id must be unique, got {repr(row["id"])} again')
             ids.add(row['id'])
+
+
+def _check_type(name: str, field: str, value: object) -> None:
+    if field.endswith('id') and not isinstance(value, int | str):
+        raise ValueError(f'{name} must be an integer or a text, got {repr(value)}')
+    if field == 'file_name' and not isinstance(value, str):
+        raise ValueError(f'{name} must be a text, got {repr(value)}')
+    if field == 'area' and not _are_numbers([value], LARGEST**2):
+        raise ValueError(f'{name} must be a number of at most {LARGEST**2}, got {repr(value)}')
+
+
+def _are_numbers(values: Iterable, largest: int) -> bool:
+    """Whether all values are numbers from -largest to largest, which NaN is not."""
+    return all(isinstance(value, int | float) and abs(value) <= largest for value in values)
 
 
 def _check_classes(categories: list[dict], classes: Sequence[str]) -> None:
@@ -97,16 +114,13 @@ def _check_annotations(content: dict, with_masks: bool) -> None:
 
 
 def _check_box(field: str, box: object, height: int, width: int) -> None:
-    try:
-        x, y, w, h = box
-        valid = isfinite(x) and isfinite(y) and 0 <= w < float('inf') and 0 <= h < float('inf')
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
+    valid = isinstance(box, list) and len(box) == 4 and _are_numbers(box, LARGEST)
+    if not valid or box[2] < 0 or box[3] < 0:
         raise ValueError(
-            f'{field} must be [x, y, width, height] in finite numbers, width and '
-            f'height at least 0, got {box}'
+            f'{field} must be [x, y, width, height] in numbers up to {LARGEST}, width and '
+            f'height at least 0, got {repr(box)}'
         )
+    x, y, w, h = box
     if w >= 1 and h >= 1 and not (-w < x < width and -h < y < height):
         raise ValueError(
             f'{field}, [x, y, width, height], must overlap the image, {width} wide '
@@ -116,26 +130,54 @@ def _check_box(field: str, box: object, height: int, width: int) -> None:
 
 def _check_mask(field: str, mask: object, height: int, width: int) -> None:
     if isinstance(mask, list) and mask:
-        try:
-            valid = all(all(map(isfinite, polygon)) for polygon in mask)
-        except TypeError:
-            valid = False
-        if not valid:
+        if not all(
+            isinstance(polygon, list) and _are_numbers(polygon, LARGEST) for polygon in mask
+        ):
             raise ValueError(
-                f'{field} must be polygons [[x1, y1, x2, …], …] in finite numbers, got {mask}'
+                f'{field} must be polygons [[x1, y1, x2, …], …] in numbers up to {LARGEST}, '
+                f'got {repr(mask)}'
             )
         return
     if not (isinstance(mask, dict) and {'size', 'counts'} <= set(mask)):
         raise ValueError(
-            f"{field} must be a list of polygons or a dict of 'size' and 'counts', got {mask!r}"
+            f"{field} must be a list of polygons or a dict of 'size' and 'counts', got {repr(mask)}"
         )
-    if list(mask['size']) != [height, width]:
+    if mask['size'] != [height, width]:
         raise ValueError(
             f"{field}.size must be the image's height and width, "
-            f'{[height, width]}, got {mask["size"]}'
+            f'{[height, width]}, got {repr(mask["size"])}'
         )
-    if isinstance(mask['counts'], list) and sum(mask['counts']) != height * width:
+    counts = mask['counts']
+    if isinstance(counts, str):
+        counts = _decode_counts(counts)
+    if not (isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts)):
         raise ValueError(
-            f"{field}.counts must sum to the image's {height * width} pixels, "
-            f'got {sum(mask["counts"])}'
+            f'{field}.counts must be numbers of pixels or a text that encodes them, got '
+            f'{repr(mask["counts"])}'
         )
+    if sum(counts) != height * width:
+        raise ValueError(
+            f"{field}.counts must sum to the image's {height * width} pixels, got {sum(counts)}"
+        )
+
+
+def _decode_counts(text: str) -> list[int] | None:
+    """Decode COCO's compressed run lengths, or return None if the text is none.
+
+    A number consists of characters from '0' on, with five bits each, the lowest first, and a sixth that
+    says whether another character follows. The last one has the sign. From the fourth number on, they
+    are differences to the one before the previous.
+    """
+    counts, number, shift = [], 0, 0
+    for char in text:
+        bits = ord(char) - ord('0')
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                number -= 1 << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number, shift = 0, 0
+    return None if shift else counts
