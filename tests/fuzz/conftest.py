@@ -11,14 +11,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 
 COMMON = dict(deadline=None, suppress_health_check=list(HealthCheck))
-settings.register_profile('suite', **COMMON, derandomize=True, database=None, max_examples=25)
-settings.register_profile(
-    'quick', **COMMON, max_examples=100, phases=[Phase.explicit, Phase.generate], database=None
-)
-settings.register_profile('fuzz', **COMMON, print_blob=True, max_examples=500)
+settings.register_profile('suite', **COMMON, derandomize=True, database=None, max_examples=10)
+settings.register_profile('fuzz', **COMMON, print_blob=True, max_examples=100)
 settings.load_profile('suite')
 
 # Audit events of running code, of deleting and of writing; reading and listing are not among them.

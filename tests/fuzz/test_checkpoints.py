@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 import zipfile
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -233,7 +234,6 @@ def pickled(value: object) -> bytes:
         return code if value.state is None else code + pickled(value.state) + b'b'
     if isinstance(value, Storage):
         kind = b'ctorch\n%s\n' % value.kind.encode()
-        rest = (b'0', b'cpu')
         return b'(%s%s%s%s%stQ' % (
             pickled('storage'),
             kind,
@@ -411,6 +411,7 @@ def references(values: st.SearchStrategy) -> st.SearchStrategy:
 
 
 @given(st.recursive(SCALARS, references, max_leaves=20), st.booleans())
+@example({5: {}}, False)
 def test_calls(read, value, in_meta):
     read(
         archive(
@@ -501,9 +502,7 @@ CONTAINERS = {
 
 def changes(state: dict[str, Tensor]) -> st.SearchStrategy[list[tuple[str, object]]]:
     """Names of a state dict, each with what becomes of its tensor or with another name."""
-    change = (
-        st.sampled_from(list(TENSORS)) | st.just('missing') | st.tuples(st.just('named'), NAMES)
-    )
+    change = st.sampled_from([*TENSORS, 'missing']) | st.tuples(st.just('named'), NAMES)
     edit = st.tuples(st.sampled_from(list(state)), change)
     return st.lists(edit, max_size=3, unique_by=lambda edit: edit[0])
 
@@ -519,20 +518,45 @@ def changed(state: dict[str, Tensor], edits: list[tuple[str, object]]) -> dict:
     return state
 
 
-@pytest.mark.parametrize('family', THEIRS)
-@given(st.data())
-def test_states_of_authors(read, family, data):
-    state = authors_state(family)
-    edits = data.draw(changes(state), label='edits')
-    container = data.draw(st.sampled_from(list(CONTAINERS)), label='container')
-    content = CONTAINERS[container](changed(state, edits))
-    read(saved(content, data.draw(st.booleans(), label='legacy')))
+def of_one_family(state: Callable[[str], dict]) -> st.SearchStrategy[tuple[str, list]]:
+    return st.sampled_from(list(THEIRS)).flatmap(
+        lambda family: st.tuples(st.just(family), changes(state(family)))
+    )
 
 
-@pytest.mark.parametrize('family', BACKBONES)
-@given(st.data())
-def test_states_of_backbones(read, family, data):
+@given(of_one_family(authors_state), st.sampled_from(list(CONTAINERS)), st.booleans())
+@example(('SOFT', [('norm.bias', ('named', 'block1.999999999.norm1.weight'))]), 'model', False)
+@example(('SOFT', [('head.bias', 'of no dimension')]), 'bare', False)
+@example(('SOFT', [('pos_embed1', 'empty in the last dimension')]), 'bare', False)
+@example(('SOFT', [('norm.bias', 'of complex numbers')]), 'bare', True)
+@example(('SOFT', [('pos_embed1', 'overlapping')]), 'bare', False)
+@example(('SOFT', [('cls_token', 'without data')]), 'bare', False)
+@example(('SOFT', [('norm.bias', 'sparse')]), 'bare', False)
+@example(('SOFT', [('norm.bias', 'a parameter with a hook')]), 'bare', False)
+@example(('InLineDeiT', [('pos_embed', 'of one dimension')]), 'model', False)
+@example(('InLinePVT', []), 'a number beside it', False)
+@example(('InLinePVT', [('block1.0.norm1.weight', 'empty')]), 'model', False)
+@example(('InLinePVT', [('block1.0.attn.residual.0.weight', 'missing')]), 'model', False)
+@example(('InLineSwin', [('norm.bias', ('named', 7))]), 'model', False)
+@example(('InLineSwin', [('norm.bias', 'quantised')]), 'model', False)
+@example(('InLineSwin', [('layers.0.blocks.0.attn.q.weight', 'of no dimension')]), 'model', True)
+def test_states_of_authors(read, case, container, legacy):
+    family, edits = case
+    read(saved(CONTAINERS[container](changed(authors_state(family), edits)), legacy))
+
+
+@given(
+    of_one_family(lambda family: BACKBONES[family]().state_dict()),
+    st.sampled_from(list(CONTAINERS)),
+)
+@example(('SOFT', [('stages.0.pos_embed.weight', 'a dict')]), 'module')
+@example(('SOFT', [('stages.0.pos_embed.weight', 'overlapping')]), 'bare')
+@example(('InLineSwin', [('stages.3.norm.bias', ('named', 7))]), 'state_dict')
+@example(('InLineSwin', [('stages.3.norm.bias', 'without data')]), 'backbone')
+@example(('InLinePVT', [('stages.0.patch_embed.proj.bias', 'a list')]), 'state_dict')
+@example(('InLineDeiT', []), 'state_dict of itself')
+@example(('InLineDeiT', []), 'state_dict of a list')
+def test_states_of_backbones(read, case, container):
+    family, edits = case
     model = BACKBONES[family]()
-    edits = data.draw(changes(model.state_dict()), label='edits')
-    container = data.draw(st.sampled_from(list(CONTAINERS)), label='container')
     read(saved(CONTAINERS[container](changed(model.state_dict(), edits))), model)

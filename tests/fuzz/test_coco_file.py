@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
+from soft_mm.datasets.coco_file import _decode_counts
 from soft_mm.registry import DATASETS
 
 from .damage import damaged
@@ -78,6 +79,9 @@ def load(without_effects, little_memory):
 
 
 @given(damaged(json.dumps(FILE).encode()))
+@example(json.dumps(FILE).encode('utf-16'))
+@example(b'\xef\xbb\xbf' + json.dumps(FILE).encode())
+@example(b'[' * 100_000)
 def test_damaged_bytes(load, content):
     load(content)
 
@@ -94,12 +98,15 @@ def places(value: object, prefix: tuple = ()) -> list[tuple]:
 
 
 MISSING = '(missing)'
+NESTED = '(lists in lists)'
+DEPTHS = 10, 300, 900, 100_000
 SPECIAL = st.sampled_from(
     (
         *(0, 1, -1, 5, HEIGHT, WIDTH, 1.5, 1e9, 1e300, 2**31, 2**63, 10**400),
         *(float('nan'), float('inf'), -float('inf'), True, None, MISSING),
         *('', '1', 'cat', '0.png', '../0.png', '/etc/passwd', 'a\0b', '\ud800', 'ä' * 300),
         *('84T1', '84T', '0', '~~~~', 'oooo', '8' * 99, '\x7f'),
+        *(f'{NESTED} {depth}' for depth in DEPTHS),
         *([], {}, [[]], [{}], [[1, 1, 5]], [[1, 1, 5, 1, 5, 4, 1]], [[0, 0, 1e8, 0, 0, 1e8]]),
         *([4] * 12, [48], [50, -2], [1e3], dict(RLE, counts=[2**32 + 48]), dict(RLE, size='68')),
         dict(size=[10**6, 10**6], counts=[10**12]),
@@ -135,12 +142,44 @@ def changed(edits: list[tuple[tuple, object]]) -> dict:
 
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
+@example([])
+@example([(('images', 0), 7)])
+@example([(('images', 0), 'id, file_name, width and height')])
+@example([(('images', 0, 'id'), [])])
+@example([(('images', 0, 'file_name'), 7)])
+@example([(('images', 0, 'file_name'), '\ud800')])
+@example([(('images', i, side), 10**6) for i in range(2) for side in ('height', 'width')])
+@example([(('annotations', 0, 'image_id'), {})])
+@example([(('annotations', 0, 'area'), '12')])
+@example([(('annotations', 0, 'bbox', 2), 10**400)])
+@example([(('annotations', 0, 'bbox'), [-1e300, 1, 1.1e300, 3])])
+@example([(('annotations', 0, 'bbox'), f'{NESTED} 900')])
+@example([(('annotations', 0, 'segmentation'), [[0, 0, 1e8, 0, 0, 1e8]])])
+@example([(('annotations', 0, 'segmentation'), [[0, 0, 10**400, 0, 0, 1]])])
+@example([(('annotations', 0, 'segmentation'), f'{NESTED} 900')])
+@example([(('annotations', 1, 'segmentation', 'size'), 6)])
+@example([(('annotations', 1, 'segmentation', 'counts'), [8, '4', 36])])
+@example([(('annotations', 1, 'segmentation', 'counts'), [8, -4, 44])])
+@example([(('annotations', 1, 'segmentation', 'counts'), {})])
+@example([(('annotations', 2, 'segmentation', 'counts'), '84T')])
+@example([(('annotations', 2, 'segmentation', 'counts'), '84T\x7f')])
+@example([(('annotations', 2, 'segmentation', 'counts'), '84')])
 def test_other_values(load, edits):
-    load(json.dumps(changed(edits)).encode())
+    text = json.dumps(changed(edits))
+    for depth in DEPTHS:  # json.dumps does not write that many itself
+        text = text.replace(f'"{NESTED} {depth}"', '[' * depth + ']' * depth)
+    load(text.encode())
 
 
-@pytest.mark.parametrize('depth', [100, 500, 900, 100_000])
-@pytest.mark.parametrize('place', PLACES[:12], ids=str)
-def test_nested(load, place, depth):
-    text = json.dumps(changed([(place, 'HERE')]))
-    load(text.replace('"HERE"', '[' * depth + ']' * depth).encode())
+@given(st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_compressed_counts(height, width, random):
+    """Whatever pycocotools encodes is decoded to counts that pycocotools decodes to the same mask."""
+    mask = pytest.importorskip('pycocotools.mask', reason='pycocotools is not installed')
+    share = random.random()
+    drawn = np.array(
+        [[random.random() < share for _ in range(width)] for _ in range(height)], np.uint8
+    )
+    counts = _decode_counts(mask.encode(np.asfortranarray(drawn))['counts'].decode())
+    assert sum(counts) == height * width
+    rle = mask.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+    assert (mask.decode(rle) == drawn).all()
