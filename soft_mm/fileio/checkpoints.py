@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from reprlib import repr  # of bounded length and depth
+from reprlib import repr as shorten
 
 import numpy as np
 import torch
@@ -96,14 +96,14 @@ def find_state_dict(
     state = checkpoint if key is None else checkpoint[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
-            f'has no state dict under {" or ".join(containers)}, got keys {repr(list(checkpoint))}'
+            f'has no state dict under {" or ".join(containers)}, got keys {shorten([*checkpoint])}'
         )
     _check_names(state)
     for name, tensor in state.items():
         if not _is_plain(tensor):
             raise ValueError(
-                f'{name} must be a dense tensor with a value for each element, got a '
-                f'{type(tensor).__name__} of {tensor.layout}, {tensor.dtype}, on {tensor.device}'
+                f'has a {type(tensor).__name__} of {tensor.layout}, {tensor.dtype}, on {tensor.device} '
+                f'as {name}, which must be dense with a value for each element'
             )
     prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
     return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
@@ -112,7 +112,7 @@ def find_state_dict(
 def _check_names(state: dict) -> None:
     for name in state:
         if not isinstance(name, str):
-            raise ValueError(f'must have names for keys, got {repr(name)}')
+            raise ValueError(f'has the key {shorten(name)}, which must be a text')
 
 
 def _is_plain(tensor: Tensor) -> bool:
