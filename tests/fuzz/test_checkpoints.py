@@ -225,10 +225,9 @@ def test_a_whole_checkpoint_is_read(read, legacy):
     assert read(checkpoint(legacy)) == {'load_backbone', 'load_strictly'}
 
 
-def test_code_that_runs_is_seen(without_effects, tmp_path):
-    call = Call(('posix', 'mkdir'), (str(tmp_path / 'mark'),))
-    with pytest.raises(AssertionError, match='os.mkdir'), without_effects():
-        pickle.loads(pickled(call) + b'.')
+def test_code_that_runs_is_seen(effects, tmp_path):
+    pickle.loads(pickled(Call(('posix', 'mkdir'), (str(tmp_path / 'mark'),))) + b'.')
+    assert effects[-1].startswith('os.mkdir')
 
 
 class Call(NamedTuple):
