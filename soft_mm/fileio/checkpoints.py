@@ -109,7 +109,9 @@ def find_state_dict(
     return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
 
 
-def _check_names(state: dict) -> None:
+def _check_names(state: object) -> None:
+    if not isinstance(state, dict):
+        raise ValueError(f'has no state dict under state_dict, got a {type(state).__name__}')
     for name in state:
         if not isinstance(name, str):
             raise ValueError(f'has the key {shorten(name)}, which must be a text')
@@ -160,9 +162,7 @@ def set_checkpoint_reader(trust_pickle: bool) -> None:
         try:
             checkpoint = load_checkpoint(path, map_location, trust_pickle)
             if isinstance(checkpoint, dict):
-                _check_names(checkpoint)
-                if 'state_dict' in checkpoint:
-                    find_state_dict(checkpoint)
+                _check_names(checkpoint.get('state_dict', checkpoint))
             return checkpoint
         except ValueError as error:
             raise ValueError(f'{path} {error}') from None
