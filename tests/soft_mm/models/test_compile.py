@@ -133,11 +133,19 @@ SIZES = [(161, 203), (203, 190), (64, 190)]
 
 @pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')
 @pytest.mark.parametrize(
-    'name', names(('SOFT-Norm', 'InLineDeiT'), (*FAMILIES, 'few landmarks', 'Nyströmformer'))
+    'name',
+    names(('SOFT-Norm', 'InLineDeiT'), ('SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT')),
 )
 def test_one_graph_for_all_sizes(name):
     with torch._dynamo.config.patch(error_on_recompile=True):
         check(name, 'training', 'aot_eager', SIZES, dynamic=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['InLineSwin', 'InLineCSwin', 'Nyströmformer'])
+def test_dynamic_sizes(name):
+    """Windows and pooling cells that divide the feature map's sides are a case of their own."""
+    check(name, 'training', 'aot_eager', SIZES, dynamic=True)
 
 
 def trace(model: nn.Module) -> tuple[int, int]:
