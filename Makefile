@@ -4,6 +4,7 @@
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make test-pipelines   our backbones in the toolboxes' own pipelines; writes the table of docs/pipelines.md
+# make test-soak   train for an hour with 20 kills, and serve: same bits, flat memory; writes docs/soak.md
 # make wheel   build the sdist, and from it the wheel, in dist/
 # make test-wheel   test both: the wheel in an environment without the checkout, mim's commands too
 # make docs    build the site of docs/ in build/site; broken links are errors
@@ -37,8 +38,10 @@ PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell echo $$(($$(n
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 SEEDS ?= 1
+MINUTES ?= 60
+KILLS ?= 20
 
-.PHONY: demo study test test-all test-fast test-pipelines test-core test-openmmlab wheel test-wheel docs lint setup pins clean
+.PHONY: demo study test test-all test-fast test-pipelines test-soak test-core test-openmmlab wheel test-wheel docs lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -73,6 +76,11 @@ test-fast: lint
 test-pipelines: setup
 	$(STEP) 'train and predict in the pipelines of the toolboxes' 'The failures stand above.' \
 	    $(PYTEST) -m long --dist load tests/pipelines --table docs/pipelines.md
+
+# The number of iterations is MINUTES times what an idle core does in one: make test-soak MINUTES=1 KILLS=4
+test-soak: setup
+	$(STEP) 'train with kills, and serve' 'The failures stand above.' \
+	    $(PYTEST) -m long tests/soak --minutes $(MINUTES) --kills $(KILLS) --page docs/soak.md
 
 # Only the tests of soft_mm, with another Python, torch or MMEngine, in a separate environment:
 # make test-core PYTHON=python3.12 TORCH='torch==2.4.1 numpy<2.3' MMENGINE=mmengine==0.10.7
