@@ -22,7 +22,7 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler'),
@@ -36,12 +36,12 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='ExponentialLR', gamma=0.9998, by_epoch=False, begin=50),
 ]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=18000, val_interval=90)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=24000, val_interval=90)
 custom_hooks = [
     dict(type='EMAHook', momentum=0.01, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=30, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=15, max_keep_ckpts=2),
     logger=dict(log_metric_by_epoch=False),
 )
 log_processor = dict(by_epoch=False)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'tests/soak/hard_shapes.py'
-PER_MINUTE = 300  # iterations on a core
+PER_MINUTE = 400  # iterations on a core
 EVALUATE = 90  # iterations between evaluations
 THREADS, IMAGES, EVERY = 4, 2000, 40  # of the server, and which images one thread repeats
 # MiB by which the resident set may move without a leak: glibc gives the end of its heap back to the system
