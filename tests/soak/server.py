@@ -20,7 +20,7 @@ from mmengine.config import Config
 from soft_mm.engine.predictor import Predictor
 from soft_mm.fileio import set_checkpoint_reader
 
-SIDES = 32, 512
+SIDES = 32, 512  # pixels
 
 
 def main() -> None:
@@ -42,7 +42,11 @@ def main() -> None:
         assert picture.shape == image.shape
         return name, dict(prediction, picture=zlib.crc32(picture.tobytes()))
 
-    with ThreadPoolExecutor(args.threads) as pool:
+    def warm_up() -> None:
+        """Let the buffers that libraries keep for each thread grow to what the largest image needs."""
+        list(predictor([('', cv2.resize(sources[0], (SIDES[1], SIDES[1])))]))
+
+    with ThreadPoolExecutor(args.threads, initializer=warm_up) as pool:
         predictions = dict(pool.map(predict, range(0, args.images, args.step)))
     args.out.write_text(json.dumps(predictions))
 

@@ -33,9 +33,7 @@ CONFIG = 'tests/soak/hard_shapes.py'
 PER_MINUTE = 400  # iterations on a core
 EVALUATE = 90  # iterations between evaluations
 THREADS, IMAGES, EVERY = 4, 2000, 40  # of the server, and which images one thread repeats
-# MiB by which the resident set may move without a leak: glibc gives the end of its heap back to the system
-# when more than this is free (M_TRIM_THRESHOLD grows up to twice DEFAULT_MMAP_THRESHOLD_MAX).
-NOISE = 64
+NOISE = 64  # MiB that the resident set may grow without a leak: a heap of glibc (HEAP_MAX_SIZE)
 TABLE = re.compile(r'(<!-- table: soak -->\n).*?(\n<!-- end of table -->)', re.DOTALL)
 
 
@@ -270,7 +268,8 @@ def serve(training: Training, threads: int, step: int, usage: Usage) -> dict:
     command = ['tests/soak/server.py', config, training.last, training.images / 'val', out]
     options = ['--threads', threads, '--images', IMAGES, '--step', step]
     log = out.with_suffix('.log')
-    process = start([*command, *options], log)
+    # A fixed threshold, glibc's default, from which freed blocks return to the system; see docs/soak.md.
+    process = start([*command, *options], log, MALLOC_MMAP_THRESHOLD_=str(128 * 1024))
     usage.watch(process)
     assert process.returncode == 0, log.read_text()[-3000:]
     return json.loads(out.read_text())
