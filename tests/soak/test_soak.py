@@ -30,10 +30,11 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'tests/soak/hard_shapes.py'
-PER_MINUTE = 400  # iterations on a core
+PER_MINUTE = 400  # iterations of a training on an idle core, about
 EVALUATE = 90  # iterations between evaluations
 THREADS, IMAGES, EVERY = 4, 2000, 40  # of the server; which of its predictions one thread repeats
 NOISE = 64  # MiB that the resident set may grow without a leak: a heap of glibc (HEAP_MAX_SIZE)
+CAPTION = 'Resident set and open file handles of the undisturbed training and of the server'
 TABLE = re.compile(r'(<!-- table: soak -->\n).*?(\n<!-- end of table -->)', re.DOTALL)
 
 
@@ -169,7 +170,7 @@ def run_with_kills(training: Training, kills: int, iterations: int) -> None:
 
 @dataclass
 class Report:
-    """Table and plot of a page.
+    """Table and plot of a page, in which they stand between marks.
 
     Attributes:
         rows (list[list[str]]): cells of the table.
@@ -187,11 +188,12 @@ class Report:
     def write(self, page: Path) -> None:
         head = ['process', 'length', 'minutes', 'resident set (MiB)', 'open file handles']
         lines = [f'| {" | ".join(cells)} |' for cells in (head, ['---'] * len(head), *self.rows)]
-        table = '\n'.join([machine('cpu'), '', *lines])
-        text = TABLE.sub(lambda match: f'{match[1]}\n{table}\n{match[2]}', page.read_text())
+        picture = page.with_suffix('.png')
+        part = '\n'.join([machine('cpu'), '', *lines, '', f'![{CAPTION}]({picture.name})'])
+        text = TABLE.sub(lambda match: f'{match[1]}\n{part}\n{match[2]}', page.read_text())
         with atomic_write(page) as temporary:
             temporary.write_text(text)
-        with atomic_write(page.with_suffix('.png')) as temporary:
+        with atomic_write(picture) as temporary:
             self.plot().savefig(temporary, format='png', dpi=100)
 
     def plot(self) -> Figure:
