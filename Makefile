@@ -5,6 +5,7 @@
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make test-pipelines   our backbones in the toolboxes' own pipelines; writes the table of docs/pipelines.md
 # make test-soak   train for an hour with 20 kills, and serve: same bits, flat memory; writes docs/soak.md
+# make fuzz    feed random files to the readers of checkpoints and COCO files; MINUTES=30 for longer
 # make wheel   build the sdist, and from it the wheel, in dist/
 # make test-wheel   test both: the wheel in an environment without the checkout, mim's commands too
 # make docs    build the site of docs/ in build/site; broken links are errors
@@ -38,10 +39,11 @@ PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell echo $$(($$(n
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 SEEDS ?= 1
-MINUTES ?= 60
 KILLS ?= 20
+test-soak: MINUTES ?= 60
+fuzz: MINUTES ?= 10
 
-.PHONY: demo study test test-all test-fast test-pipelines test-soak test-core test-openmmlab wheel test-wheel docs lint setup pins clean
+.PHONY: demo study test test-all test-fast test-pipelines test-soak fuzz test-core test-openmmlab wheel test-wheel docs lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -81,6 +83,12 @@ test-pipelines: setup
 test-soak: setup
 	$(STEP) 'train with kills, and serve' 'The failures stand above.' \
 	    $(PYTEST) -m long tests/soak --minutes $(MINUTES) --kills $(KILLS) --page docs/soak.md
+
+# The tests of tests/fuzz again and again, each time with other examples, until one fails.
+fuzz: setup
+	$(STEP) 'fuzz for $(MINUTES) minutes' 'The failing example stands above: add it to the test, and mend.' \
+	    sh -c 'end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \
+	        $(BIN)/python -m pytest -W ignore tests/fuzz --hypothesis-profile fuzz || exit; done'
 
 # Only the tests of soft_mm, with another Python, torch or MMEngine, in a separate environment:
 # make test-core PYTHON=python3.12 TORCH='torch==2.4.1 numpy<2.3' MMENGINE=mmengine==0.10.7
@@ -169,4 +177,4 @@ pins:
 	@sed -E -i "s/( ;| and)( python_full_version < '3.14' and)? platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements.txt
 
 clean:
-	rm -rf .venv $(CORE) $(OPENMMLAB) $(PINS) $(DOCS) work_dirs data/shapes data/hard-shapes build dist soft_mm/.mim soft_mm/_C*.so *.egg-info
+	rm -rf .hypothesis .venv $(CORE) $(OPENMMLAB) $(PINS) $(DOCS) work_dirs data/shapes data/hard-shapes build dist soft_mm/.mim soft_mm/_C*.so *.egg-info

@@ -23,12 +23,14 @@ from ..ops.inline_attention import flops as inline_attention
 from ..ops.mlp import flops as mlp
 from ..ops.newton_inverse import flops as newton_inverse
 from ..ops.newton_solve import flops as newton_solve
+from ..ops.nystrom_attention import flops as landmark_solve
 from ..ops.pseudo_inverse import flops as pseudo_inverse
 from ..ops.ridge_solve import flops as ridge_solve
 
 OPS = {
     'gaussian_kernel': gaussian_kernel,
     'gaussian_product': gaussian_product,
+    'landmark_solve': landmark_solve,
     'newton_inverse': newton_inverse,
     'newton_solve': newton_solve,
     'pseudo_inverse': pseudo_inverse,

@@ -17,9 +17,10 @@ class Checked:
         super().__init__(*args, **kwargs)
         transforms = [self._check_listed]
         for transform in self.pipeline.transforms:
-            transforms.append(transform)
             if type(transform).__name__ == 'LoadAnnotations':
-                transforms.append(self._check_loaded)
+                transforms += [self._check_size, transform, self._check_map]
+            else:
+                transforms.append(transform)
         self.pipeline.transforms = transforms
 
     def filter_data(self) -> list[dict]:
@@ -52,8 +53,8 @@ class Checked:
             )
         return sample
 
-    def _check_loaded(self, sample: dict) -> dict:
-        """Check a sample after its annotations are loaded."""
+    def _check_size(self, sample: dict) -> dict:
+        """Check the size of a sample before its masks are drawn, which takes memory for all pixels."""
         size = sample['ori_shape']
         listed = sample.get('height', size[0]), sample.get('width', size[1])
         if listed != size:
@@ -61,11 +62,13 @@ class Checked:
                 'height and width in the annotations must be those of the image, '
                 f'{size}, got {listed}'
             )
-        if 'gt_seg_map' in sample:
-            self._check_map(sample['gt_seg_map'], size)
         return sample
 
-    def _check_map(self, labels: np.ndarray, size: tuple[int, int]) -> None:
+    def _check_map(self, sample: dict) -> dict:
+        """Check a segmentation map, if there is one."""
+        if 'gt_seg_map' not in sample:
+            return sample
+        labels, size = sample['gt_seg_map'], sample['ori_shape']
         if labels.shape != size:
             raise ValueError(
                 "the annotation must be a greyscale or palette image of the image's size, "
@@ -81,6 +84,7 @@ class Checked:
                 f'{number - 1 + first}, or {"0 or " * first}{self.ignore_index} to '
                 f'ignore a pixel, got {(np.unique(invalid).astype(int) + first).tolist()}'
             )
+        return sample
 
 
 def _files(sample: dict) -> list[str]:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
+from reprlib import repr as shorten
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def _statistic(owner: object, name: str) -> object:
@@ -55,25 +56,27 @@ def load_checkpoint(
         harmless: further globals to allow, see :func:`torch.serialization.safe_globals`.
 
     Raises:
+        OSError: if the file cannot be opened.
         ValueError: if the file is not a checkpoint, is truncated, or could run code.
     """
-    try:
-        with (
-            torch.serialization.safe_globals([*_SAFE_GLOBALS, *harmless])
-            if _HAS_NAMED_GLOBALS
-            else nullcontext()
-        ):
-            return torch.load(path, map_location=map_location, weights_only=not trust_pickle)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises any exception on other files
-        unsafe = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if unsafe:
+    allowed = (
+        torch.serialization.safe_globals([*_SAFE_GLOBALS, *harmless])
+        if _HAS_NAMED_GLOBALS
+        else nullcontext()
+    )
+    with path.open('rb') as file, allowed:
+        try:
+            return torch.load(file, map_location=map_location, weights_only=not trust_pickle)
+        except Exception as error:  # torch.load raises any exception on other files, OSError too
+            unsafe = re.search(r'GLOBAL ([\w.]+)', str(error))
+            if unsafe:
+                raise ValueError(
+                    f'contains {unsafe[1]}, which could run code when loaded; '
+                    'pass --trust-pickle, in Python trust_pickle=True, if you trust the file'
+                ) from None
             raise ValueError(
-                f'contains {unsafe[1]}, which could run code when loaded; '
-                'pass --trust-pickle, in Python trust_pickle=True, if you trust the file'
+                'is not a checkpoint that torch.load can read, or is truncated'
             ) from None
-        raise ValueError('is not a checkpoint that torch.load can read, or is truncated') from None
 
 
 def find_state_dict(
@@ -93,10 +96,35 @@ def find_state_dict(
     state = checkpoint if key is None else checkpoint[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
-            f'has no state dict under {" or ".join(containers)}, got keys {list(checkpoint)[:10]}'
+            f'has no state dict under {" or ".join(containers)}, got keys {shorten([*checkpoint])}'
         )
+    _check_names(state)
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise ValueError(
+                f'has a {type(tensor).__name__} of {tensor.layout}, {tensor.dtype}, on {tensor.device} '
+                f'as {name}, which must be dense with a value for each element'
+            )
     prefix = 'module.' if all(name.startswith('module.') for name in state) else ''
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
+
+
+def _check_names(state: object) -> None:
+    if not isinstance(state, dict):
+        raise ValueError(f'has no state dict under state_dict, got a {type(state).__name__}')
+    for name in state:
+        if not isinstance(name, str):
+            raise ValueError(f'has the key {shorten(name)}, which must be a text')
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and in memory, with elements that do not share any."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 @contextmanager
@@ -132,7 +160,10 @@ def set_checkpoint_reader(trust_pickle: bool) -> None:
         if not path.is_file():
             raise FileNotFoundError(f'{path} can not be found')
         try:
-            return load_checkpoint(path, map_location, trust_pickle)
+            checkpoint = load_checkpoint(path, map_location, trust_pickle)
+            if isinstance(checkpoint, dict):
+                _check_names(checkpoint.get('state_dict', checkpoint))
+            return checkpoint
         except ValueError as error:
             raise ValueError(f'{path} {error}') from None
 
@@ -157,8 +188,8 @@ def last_checkpoint(work_dir: Path) -> Path | None:
 
 
 def _is_complete(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except zipfile.BadZipFile:
-        return False
+    with path.open('rb') as file:
+        try:
+            return zipfile.ZipFile(file).testzip() is None
+        except Exception:  # zipfile raises any exception on other files
+            return False

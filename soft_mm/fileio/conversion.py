@@ -81,15 +81,20 @@ def check(converted: State, model: nn.Module) -> None:
     """Check that a converted state dict matches the model exactly.
 
     Raises:
-        ValueError: names the tensors that are unknown, missing or misshapen, up to 20 of them.
+        ValueError: names the tensors that are unknown, missing, misshapen or not of real numbers, up
+            to 20 of them.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = model.state_dict()
     problems = [f'unknown key {name}' for name in converted if name not in expected]
-    for name, shape in expected.items():
+    for name, own in expected.items():
         if name not in converted:
             problems.append(f'missing key {name}')
-        elif converted[name].shape != shape:
-            problems.append(f'wrong shape of {name}: {tuple(converted[name].shape)}, not {shape}')
+            continue
+        given = converted[name]
+        if given.shape != own.shape:
+            problems.append(f'wrong shape of {name}: {tuple(given.shape)}, not {tuple(own.shape)}')
+        if given.is_floating_point() != own.is_floating_point():
+            problems.append(f'wrong dtype of {name}: {given.dtype}, not one such as {own.dtype}')
     if problems:
         more = [f'and {len(problems) - 20} more'] if len(problems) > 20 else []
         raise ValueError(
@@ -101,13 +106,14 @@ def shape(state: State, name: str, ndim: int) -> torch.Size:
     """Shape of a tensor from which the architecture is derived.
 
     Raises:
-        ValueError: if the tensor is missing or does not have ``ndim`` dimensions.
+        ValueError: if the tensor is missing, empty or does not have ``ndim`` dimensions.
     """
     if name not in state:
         raise ValueError(f'has no {name}: it is a checkpoint of another model, or incomplete')
-    if state[name].ndim != ndim:
-        raise ValueError(f'wrong shape of {name}: {tuple(state[name].shape)}, not {ndim}-D')
-    return state[name].shape
+    shape = state[name].shape
+    if len(shape) != ndim or 0 in shape:
+        raise ValueError(f'wrong shape of {name}: {tuple(shape)}, not {ndim}-D and above 0')
+    return shape
 
 
 def square_map(name: str, table: Tensor) -> Tensor:
@@ -121,12 +127,24 @@ def square_map(name: str, table: Tensor) -> Tensor:
 
 
 def join_qkv(state: State) -> State:
-    """Concatenate every ``attn.q`` and ``attn.kv`` into one ``attn.qkv``."""
+    """Concatenate every ``attn.q`` and ``attn.kv`` into one ``attn.qkv``.
+
+    Raises:
+        ValueError: if their shapes do not allow it.
+    """
     joined = {}
-    for name, tensor in state.items():
+    for name, q in state.items():
         if match := re.fullmatch(r'(.*\.attn)\.q\.(weight|bias)', name):
-            kv = state.get(f'{match[1]}.kv.{match[2]}', tensor[:0])
-            joined[f'{match[1]}.qkv.{match[2]}'] = torch.cat((tensor, kv))
+            kv = state.get(f'{match[1]}.kv.{match[2]}')
+            joined[f'{match[1]}.qkv.{match[2]}'] = q if kv is None else _concatenate(name, q, kv)
         elif not re.fullmatch(r'.*\.attn\.kv\.(weight|bias)', name):
-            joined[name] = tensor
+            joined[name] = q
     return joined
+
+
+def _concatenate(name: str, q: Tensor, kv: Tensor) -> Tensor:
+    if not (q.ndim and kv.ndim) or q.shape[1:] != kv.shape[1:]:
+        raise ValueError(
+            f'wrong shape of {name}: {tuple(q.shape)}, with {tuple(kv.shape)} for keys and values'
+        )
+    return torch.cat((q, kv))

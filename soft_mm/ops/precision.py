@@ -18,8 +18,8 @@ def at_least_fp32(fn):
     def wrapper(*args, **kwargs):
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
-        args = [a.to(dtype) if isinstance(a, Tensor) else a for a in args]
-        kwargs = {k: a.to(dtype) if isinstance(a, Tensor) else a for k, a in kwargs.items()}
+        args = [_promote(a, dtype) for a in args]
+        kwargs = {name: _promote(a, dtype) for name, a in kwargs.items()}
         device = tensors[0].device.type
         if device == 'meta' or not torch.is_autocast_enabled(device):
             return fn(*args, **kwargs)
@@ -27,3 +27,8 @@ def at_least_fp32(fn):
             return fn(*args, **kwargs)
 
     return wrapper
+
+
+def _promote(value: object, dtype: torch.dtype) -> object:
+    # Tensors that need no conversion are not converted: compilers trace that as well.
+    return value.to(dtype) if isinstance(value, Tensor) and value.dtype != dtype else value

@@ -4,6 +4,11 @@ import torch
 from torch import SymBool, SymInt
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+TRACES_KNOWN = torch.__version__ >= (
+    2,
+    6,
+)  # earlier torch.compile cannot trace statically_known_true
+
 
 def known(condition: bool | SymBool) -> bool:
     """Whether a condition on sizes is known to hold for every size of the traced graph.
@@ -11,9 +16,12 @@ def known(condition: bool | SymBool) -> bool:
     Plain bools are returned unchanged. For a symbolic condition, ``if condition`` would specialise
     the graph to sizes that take the same branch, whereas this returns False unless the condition
     always holds. Code under ``if not known(condition)`` therefore also runs for sizes for which the
-    condition holds, and must be a no-op for them.
+    condition holds, and must be right for them too.
     """
-    return statically_known_true(condition) if isinstance(condition, SymBool) else bool(condition)
+    # While torch.compile traces, a SymBool passes for a bool.
+    if isinstance(condition, SymBool) or TRACES_KNOWN and isinstance(condition, bool):
+        return statically_known_true(condition)
+    return bool(condition)
 
 
 def smaller(side: int, size: int) -> int:

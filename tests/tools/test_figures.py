@@ -12,7 +12,7 @@ import torch
 
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel
 from soft_mm.ops.newton_inverse import newton_inverse
-from soft_mm.ops.nystrom_attention.solvers import newton_start
+from soft_mm.ops.nystrom_attention.scale import newton_start
 
 ROOT = Path(__file__).parents[2]
 

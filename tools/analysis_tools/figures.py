@@ -51,7 +51,7 @@ from soft_mm.ops import set_backend
 from soft_mm.ops.gaussian_kernel import gaussian_kernel
 from soft_mm.ops.inline_attention.reference import attention_rows as inline_rows
 from soft_mm.ops.newton_solve.rational import rational_newton_solve
-from soft_mm.ops.nystrom_attention.solvers import newton_start
+from soft_mm.ops.nystrom_attention.scale import newton_start
 from soft_mm.ops.shapes import ceil_div, split_qkv
 from soft_mm.ops.softmax_attention.reference import attention_rows as softmax_rows
 

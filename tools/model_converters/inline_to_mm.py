@@ -63,6 +63,7 @@ def convert(state: State) -> tuple[State, dict]:
     converted = {}
     for name, tensor in join_qkv(state).items():
         if match := re.fullmatch(r'pos_embed([1-4]?)', name):
+            shape(state, name, 3)
             stage = f'backbone.stages.{int(match[1] or 1) - 1}'
             if family == 'InLineDeiT':  # the first row belongs to the class token
                 converted[f'{stage}.cls_pos_embed'], tensor = tensor[:, :1], tensor[:, 1:]
@@ -77,7 +78,7 @@ def convert(state: State) -> tuple[State, dict]:
     model = getattr(soft_mm, family)
     arch = read_arch(converted, next(iter(model.arch_zoo.values())))
     sizes = read_sizes(converted, family)
-    num_classes = len(converted.get('head.fc.bias', ()))
+    num_classes = converted.get('head.fc.bias', torch.empty(0)).numel()
     with torch.device('meta'):
         backbone = model(arch, out_type='avg_featmap', **sizes)
         head = nn.ModuleDict(dict(fc=nn.Linear(arch['channels'][-1], num_classes)))
@@ -97,10 +98,10 @@ def read_arch(converted: State, example: dict) -> dict[str, tuple[int, ...]]:
         filters, bias = (
             f'{stage}.0.attn.{name}.weight' for name in ('filters.0', 'relative_position_bias')
         )
-        if filters in converted:
-            num_heads = channels // shape(converted, filters, 3)[1]
-        elif bias in converted:
+        if bias in converted:
             num_heads = shape(converted, bias, 4)[1]
+        elif filters in converted or i == 0:
+            num_heads = channels // shape(converted, filters, 3)[1]
         else:  # all stages have the same head width
             num_heads = channels * values['num_heads'][0] // values['channels'][0]
         values['channels'].append(channels)

@@ -34,7 +34,7 @@ def convert(state: State) -> tuple[State, dict]:
         else:
             converted[_rename(name)] = tensor
 
-    num_classes = len(converted.get('head.fc.bias', ()))
+    num_classes = converted.get('head.fc.bias', torch.empty(0)).numel()
     with torch.device('meta'):
         backbone = SOFT(arch, img_size=4 * isqrt(state['pos_embed1'].shape[1]))
         head = nn.ModuleDict(dict(fc=nn.Linear(arch['channels'][-1], num_classes)))
@@ -45,11 +45,8 @@ def convert(state: State) -> tuple[State, dict]:
 
 def read_arch(state: State) -> dict[str, tuple[int, ...]]:
     """Infer the arch dict of :class:`SOFT` from the authors' names and shapes."""
-    depths = [0] * 4
-    for name in state:
-        if match := re.match(r'block([1-4])\.(\d+)\.', name):
-            stage = int(match[1]) - 1
-            depths[stage] = max(depths[stage], int(match[2]) + 1)
+    blocks = {match[0] for name in state if (match := re.match(r'block[1-4]\.\d+\.', name))}
+    depths = tuple(sum(block.startswith(f'block{i}') for block in blocks) for i in (1, 2, 3, 4))
     channels = tuple(shape(state, f'pos_embed{i}', 3)[-1] for i in (1, 2, 3, 4))
     convs = [shape(state, f'block{i}.0.att.mha.attn.conv.weight', 4) for i in (1, 2, 3)]
     num_heads = [conv[0] for conv in convs]
@@ -59,7 +56,7 @@ def read_arch(state: State) -> dict[str, tuple[int, ...]]:
     return dict(
         channels=channels,
         num_heads=tuple(num_heads),
-        depths=tuple(depths),
+        depths=depths,
         kernel_sizes=tuple(conv[-1] for conv in convs),
     )
 

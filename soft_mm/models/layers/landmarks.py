@@ -4,10 +4,11 @@ from math import isqrt
 
 import torch
 import torch.nn.functional as F
-from torch import SymInt, Tensor, nn
+from torch import Tensor, nn
 
+from ...ops.backend import is_exporting
 from ...ops.shapes import ceil_div
-from ...ops.sizes import smaller
+from ...ops.sizes import known, smaller
 from .maps import as_map, channels_last
 
 MODES = ('conv', 'avg_pool', 'random', 'biased')
@@ -90,8 +91,10 @@ def landmark_grid(hw: tuple[int, int], ratio: int, num_landmarks: int | None) ->
 def pool_to_grid(maps: Tensor, grid: list[int]) -> Tensor:
     """Adaptive average pooling that supports symbolic sizes, to ``(B, C, *grid)``."""
     sides = maps.shape[-2:]
-    if not any(isinstance(side, SymInt) for side in sides):
-        return maps if list(sides) == grid else F.adaptive_avg_pool2d(maps, grid)
+    if all(known(side == cells) for side, cells in zip(sides, grid)):
+        return maps
+    if not is_exporting():
+        return F.adaptive_avg_pool2d(maps, grid)
     # Other runtimes cannot pool to a dynamic size, but they can multiply matrices.
     rows, columns = (_pooling_matrix(side, cells, maps) for side, cells in zip(sides, grid))
     return rows @ maps @ columns.mT

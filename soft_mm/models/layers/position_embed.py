@@ -19,8 +19,9 @@ class _Table(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         key = prefix + 'weight'
         table = state_dict.get(key)
-        if table is not None and table.ndim == 4:
-            state_dict[key] = _resize(table, self.weight.shape[-2:])
+        own = self.weight.shape
+        if isinstance(table, Tensor) and table.ndim == 4 and table.shape[:2] == own[:2]:
+            state_dict[key] = _resize(table, own[-2:])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..backend import choose_backend
 from ..linear import linear, weight_gradient
+from ..sizes import known
 
 
 def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
@@ -20,7 +21,7 @@ def is_worthwhile(x: Tensor, num_heads: int, backend: str | None) -> bool:
         and choose_backend(backend, x.device) in ('torch', 'extension')
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled('cpu')
-        and 2 * num_tokens * width > dims * (dims + 2 * width)
+        and not known(2 * num_tokens * width <= dims * (dims + 2 * width))
     )
 
 

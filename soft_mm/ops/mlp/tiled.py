@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..linear import linear, linear_gelu, weight_gradient
+from ..sizes import known
 
 TILE = 2**19  # hidden values per group of tokens, which fit in a core's cache
 WORTHWHILE = 2**22  # hidden values of all tokens from which on tiling is faster
@@ -14,7 +15,9 @@ WORTHWHILE = 2**22  # hidden values of all tokens from which on tiling is faster
 
 def is_worthwhile(x: Tensor, weight1: Tensor) -> bool:
     """Whether tiling is faster for these tokens on their device."""
-    return x.device.type == 'cpu' and x.numel() // x.shape[-1] * len(weight1) >= WORTHWHILE
+    return x.device.type == 'cpu' and not known(
+        x.numel() // x.shape[-1] * len(weight1) < WORTHWHILE
+    )
 
 
 def _tiles(num_tokens: int, hidden: int) -> Iterator[slice]:

@@ -61,7 +61,7 @@ def nystrom_attention(
     if known(q.shape[0] == 0):
         alpha_scope = 'matrix'  # an empty batch has no largest sum
     k1_size = prod(q.shape[:-1]) * landmarks.shape[-2]
-    materialises = missing() or k1_size < MIN_SIZE
+    materialises = missing() or known(k1_size < MIN_SIZE)
     chosen = choose_backend(backend, q.device, 'torch' if materialises else 'extension')
     if chosen == 'reference' and solver == 'newton':
         solver = 'iteration'
@@ -70,7 +70,7 @@ def nystrom_attention(
         or chosen == 'extension'
         and q.device.type != 'cpu'
         or chosen == 'torch'
-        and k1_size <= tile_size(q.device)
+        and known(k1_size <= tile_size(q.device))
     )
     attend = untiled_nystrom_attention if untiled else tiled_nystrom_attention
     return attend(q, v, landmarks, sym_norm, solver, alpha_scope, backend, dtype)

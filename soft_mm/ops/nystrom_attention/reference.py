@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..gaussian_kernel import gaussian_kernel
 from ..precision import at_least_fp32
-from .solvers import solve
+from .solvers import solve_landmarks
 
 
 @at_least_fp32
@@ -20,8 +20,8 @@ def nystrom_attention(
     dtype: torch.dtype | None,
 ) -> Tensor:
     """q, v ``(B, h, N, ...)``, landmarks ``(B, h, m, d)`` -> ``(B, h, N, e)``."""
-    k1, k2 = (gaussian_kernel(x, landmarks, backend) for x in (q, landmarks))
-    out = k1 @ solve(k2, k1.mT @ v, sym_norm, solver, alpha_scope, backend)
+    k1 = gaussian_kernel(q, landmarks, backend)
+    out = k1 @ solve_landmarks(landmarks, k1.mT @ v, sym_norm, solver, alpha_scope, backend)
     return out if dtype is None else out.to(dtype)
 
 
@@ -46,6 +46,6 @@ def attention_rows(
     Returns:
         ``(B, h, M, N)`` in fp32 or better. Rows do not sum to 1, and weights may be negative.
     """
-    q, k, k2 = (gaussian_kernel(x, landmarks, backend) for x in (q, k, landmarks))
+    q, k = (gaussian_kernel(x, landmarks, backend) for x in (q, k))
     # K1 · inverse(K2) · K1ᵀ with the inverse, which is symmetric, applied to the fewer tokens.
-    return solve(k2, q.mT, sym_norm, solver, alpha_scope, backend).mT @ k.mT
+    return solve_landmarks(landmarks, q.mT, sym_norm, solver, alpha_scope, backend).mT @ k.mT

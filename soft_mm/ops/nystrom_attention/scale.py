@@ -1,4 +1,4 @@
-"""The scale of the iteration's starting point in SOFT-Norm (arXiv 2207.03341)."""
+"""What the iteration inverts, and the scale of its starting point (arXiv 2110.11945, 2207.03341)."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,21 @@ RIDGE, MARGIN = 0.01, 0.9
 # SOFT-Norm: a scale is too large if a column of |I − αP²| sums to more than MAX_SUM. At αλ² = 2, which K2 = I
 # reaches, the sums pass but the iteration never converges, so the diagonal of αP² is limited too.
 MAX_SUM, MAX_DIAGONAL, MAX_HALVINGS = 1.01, 1.9, 10
+
+
+def newton_start(
+    k2: Tensor, row_sums: Tensor, sym_norm: bool, alpha_scope: str, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The matrix ``(B, h, m, m)`` that the iteration inverts, and its scale ``(B, h, 1, 1)``.
+
+    ``row_sums`` ``(B, h, m, 1)`` are those of k2; with the scope 'batch' there is one scale for all.
+    """
+    if sym_norm:
+        return k2, newton_scale(k2.detach(), row_sums, alpha_scope, backend)
+    eye = torch.eye(k2.shape[-1], dtype=k2.dtype, device=k2.device)
+    # K2 is symmetric with positive entries, so its 1-norm is the largest sum.
+    norm = row_sums.amax((0, 1, 2) if alpha_scope == 'batch' else -2, keepdim=True)
+    return k2 + RIDGE * eye, MARGIN * 2 / norm.square()
 
 
 def newton_scale(p: Tensor, row_sums: Tensor, alpha_scope: str, backend: str | None) -> Tensor:

@@ -9,10 +9,9 @@ from ..gaussian_kernel import triton_kernels as gaussian
 from ..newton_inverse.implicit import threshold
 from ..newton_inverse.triton_kernels import MAX_SIZE, STEP, add_product, iterated
 from ..newton_solve import rational
-from ..precision import at_least_fp32
 from . import scale
+from .landmark_solve import ITERATIONS, empty_results
 
-ITERATIONS = 20
 ROWS, COLUMNS, NUMBERS = 32, 64, 1024  # tile of P; numbers that a program reduces at a time
 MAX_CHANNELS = 32  # of the values that are multiplied by the inverse in registers
 RIDGE, MARGIN = tl.constexpr(scale.RIDGE), tl.constexpr(scale.MARGIN)
@@ -204,7 +203,6 @@ def _empty(p: Tensor, row_sums: Tensor, shared: bool) -> Tensor:
     return p.new_empty(*((1, 1) if shared else p.shape[:2]), 1, 1)
 
 
-@torch.library.custom_op('soft_mm::landmark_solve', mutates_args=())
 def landmark_solve(
     landmarks: Tensor, v: Tensor, normalized: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -216,7 +214,7 @@ def landmark_solve(
     """
     (m, d), e = landmarks.shape[-2:], v.shape[-1]
     landmarks, v = landmarks.contiguous(), v.contiguous()
-    out, p, sums, matrix, root = _results(landmarks, v, normalized)
+    out, p, sums, matrix, root = empty_results(landmarks, v)
     count, channels = sums.numel() // m, max(16, triton.next_power_of_2(e))
     with torch.cuda.device_of(v):
         if m <= MAX_SIZE:
@@ -253,40 +251,3 @@ def landmark_solve(
         _scale[count,](sums, bounds, root, m, True, NUMBERS)
     out, matrix = rational.forward(p, v, root, True)
     return out * sums.rsqrt() if normalized else out, p, sums, matrix, root
-
-
-@landmark_solve.register_fake
-def _results(
-    landmarks: Tensor, v: Tensor, normalized: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *batch, m, _ = landmarks.shape
-    shapes = v.shape, (*batch, m, m), (*batch, m, 1), (*batch, m, m), (*batch, 1, 1)
-    return tuple(v.new_empty(shape) for shape in shapes)
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.normalized = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-@at_least_fp32
-def _backward(ctx, grad: Tensor, *_):
-    landmarks, v, out, p, sums, matrix, root = ctx.saved_tensors
-    factor = sums.rsqrt() if ctx.normalized else 1
-    if landmarks.shape[-2] <= MAX_SIZE:
-        grad_v = matrix @ (factor * grad)
-    else:
-        grad_v = rational.newton_solve_backward(factor * grad, p, matrix, root, True)
-    grad_p = -grad_v @ (out / factor).mT
-    if ctx.normalized:
-        grad_v = factor * grad_v
-        grad_p -= 0.5 / sums * (grad * out + grad_v * v).sum(-1, keepdim=True)
-    # As in gaussian_kernel, of which both arguments are the landmarks.
-    weights = (grad_p + grad_p.mT) * p
-    tokens = landmarks.to(p.dtype)
-    tokens = tokens - tokens.mean(-2, keepdim=True)
-    grad_landmarks = weights @ tokens - weights.sum(-1, keepdim=True) * tokens
-    return grad_landmarks.to(landmarks.dtype), grad_v, None
-
-
-landmark_solve.register_autograd(_backward, setup_context=_setup_context)

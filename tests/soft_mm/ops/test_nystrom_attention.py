@@ -10,7 +10,9 @@ from soft_mm.ops.extension import missing
 from soft_mm.ops.gaussian_kernel.reference import gaussian_kernel
 from soft_mm.ops.newton_inverse.reference import newton_inverse
 from soft_mm.ops.newton_solve import rational
+from soft_mm.ops.nystrom_attention.landmark_solve import landmark_solve
 from soft_mm.ops.nystrom_attention.reference import attention_rows
+from soft_mm.ops.nystrom_attention.solvers import solve
 
 
 def formula(
@@ -107,6 +109,25 @@ def test_every_gradient_equals_the_formulas(inputs, sym_norm, solver, backend):
         torch.autograd.grad(ours, leaves, grad), torch.autograd.grad(theirs, leaves, grad)
     ):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('min_size', [5, 128])
+@pytest.mark.parametrize('sym_norm', [False, True])
+def test_landmark_solve_equals_its_steps(inputs, sym_norm, min_size, monkeypatch):
+    """Iterated or rational, converged or not, with the gradient of the same implicit formula."""
+    monkeypatch.setitem(rational.MIN_SIZE, 'torch', min_size)
+    landmarks, v = (t.detach().requires_grad_() for t in (inputs[2], inputs[1][:, :, :9]))
+    k2 = gaussian_kernel(landmarks, landmarks)
+    expected = solve(k2, v, sym_norm, 'newton', 'matrix', 'torch')
+    ours = landmark_solve(landmarks, v, sym_norm, 'torch')[0]
+    torch.testing.assert_close(ours, expected)
+    grad = torch.randn(v.shape, dtype=v.dtype, generator=torch.Generator().manual_seed(1))
+    for got, wanted in zip(
+        torch.autograd.grad(ours, (landmarks, v), grad),
+        torch.autograd.grad(expected, (landmarks, v), grad),
+    ):
+        torch.testing.assert_close(got, wanted)
+    torch.library.opcheck(landmark_solve, (landmarks, v, sym_norm, 'torch'))
 
 
 def test_k2_of_distant_landmarks_is_the_identity(backend):

@@ -643,12 +643,12 @@ def test_results_are_the_same_bits_each_time(device):
 def test_opcheck(device):
     import soft_mm.ops.inline_attention.triton_kernels  # noqa: F401
     from soft_mm.ops.dynamic_conv.triton_kernels import fused_dynamic_conv
-    from soft_mm.ops.nystrom_attention.triton_kernels import landmark_solve
+    from soft_mm.ops.nystrom_attention.landmark_solve import landmark_solve
 
     q, k, v = (x.requires_grad_() for x in pair(1, 2, 5, 3, 4, 2, device))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_kernel, (q, k, 'triton'))
     torch.library.opcheck(torch.ops.soft_mm.gaussian_product, (q, k, v, 'triton'))
-    torch.library.opcheck(landmark_solve, (k, v.detach().clone().requires_grad_(), True))
+    torch.library.opcheck(landmark_solve, (k, v.detach().clone().requires_grad_(), True, 'triton'))
     v, filters, bias = (x.requires_grad_() for x in convolutions(2, 3, 4, 5, device))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, bias, 3, 4))
     torch.library.opcheck(fused_dynamic_conv, (v, filters, None, 3, 4))
