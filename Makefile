@@ -4,6 +4,7 @@
 # make test-fast   lint and one test of every kind, listed in tests/fast.txt: two minutes
 # make test-all    make test with the long tests too: training on real images, compilation, export
 # make test-pipelines   our backbones in the toolboxes' own pipelines; writes the table of docs/pipelines.md
+# make test-soak   train for an hour with 20 kills, and serve: same bits, flat memory; writes docs/soak.md
 # make fuzz    feed random files to the readers of checkpoints and COCO files; MINUTES=30 for longer
 # make wheel   build the sdist, and from it the wheel, in dist/
 # make test-wheel   test both: the wheel in an environment without the checkout, mim's commands too
@@ -38,9 +39,11 @@ PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell echo $$(($$(n
 DEMO := configs/demo/retinanet_soft-norm-tiny_fpn_shapes.py
 DEMO_OUT := work_dirs/demo
 SEEDS ?= 1
-MINUTES ?= 10
+KILLS ?= 20
+test-soak: MINUTES ?= 60
+fuzz: MINUTES ?= 10
 
-.PHONY: demo study test test-all test-fast test-pipelines fuzz test-core test-openmmlab wheel test-wheel docs lint setup pins clean
+.PHONY: demo study test test-all test-fast test-pipelines test-soak fuzz test-core test-openmmlab wheel test-wheel docs lint setup pins clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -75,6 +78,11 @@ test-fast: lint
 test-pipelines: setup
 	$(STEP) 'train and predict in the pipelines of the toolboxes' 'The failures stand above.' \
 	    $(PYTEST) -m long --dist load tests/pipelines --table docs/pipelines.md
+
+# The number of iterations is MINUTES times what an idle core does in one: make test-soak MINUTES=1 KILLS=4
+test-soak: setup
+	$(STEP) 'train with kills, and serve' 'The failures stand above.' \
+	    $(PYTEST) -m long tests/soak --minutes $(MINUTES) --kills $(KILLS) --page docs/soak.md
 
 # The tests of tests/fuzz again and again, each time with other examples, until one fails.
 fuzz: setup

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
+from mmengine.utils import apply_to
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'  # golden numbers and sample images; it may be absent
@@ -112,6 +113,22 @@ def parse_options():
         return parser.parse_args(['--cfg-options', *words]).cfg_options
 
     return parse
+
+
+@pytest.fixture(scope='session')
+def training_state():
+    """Read everything that a resumed run starts from, with the tensors as bytes, from a checkpoint."""
+
+    def read(checkpoint: Path) -> dict:
+        content = torch.load(checkpoint, weights_only=False)
+        parts = {
+            name: content[name]
+            for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
+        }
+        parts['place'] = [content['meta'][name] for name in ('epoch', 'iter', 'seed')]
+        return apply_to(parts, torch.is_tensor, lambda x: (x.dtype, x.numpy().tobytes()))
+
+    return read
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from importlib import import_module
 from itertools import groupby, islice
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +76,8 @@ TASKS = {
 class Predictor:
     """Predict and draw with the model of a config.
 
-    The model is built and its checkpoint loaded when the first images arrive.
+    The model is built and its checkpoint loaded when the first images arrive. Threads can share a
+    predictor: they run the model at the same time, and draw in turn.
 
     Args:
         cfg: config of any task.
@@ -102,6 +104,8 @@ class Predictor:
             )
         self.score_thr = self.task.score_thr if score_thr is None else score_thr
         self.cfg, self.checkpoint, self.device = cfg, checkpoint, device
+        # Building fills MMEngine's registries, and the visualizer draws everything into one figure.
+        self.lock = Lock()
 
     @cached_property
     def inferencer(self):
@@ -155,13 +159,16 @@ class Predictor:
                 yield from zip(names, *self._predict(arrays))
 
     def _predict(self, images: tuple[np.ndarray, ...]) -> Drawn:
-        (data,) = self.inferencer.preprocess(images, batch_size=len(images))
+        with self.lock:
+            inferencer = self.inferencer
+        (data,) = inferencer.preprocess(images, batch_size=len(images))
         if self.scope == 'mmdet':  # whose inferencer returns the images too
             data = data[1]
-        samples = self.inferencer.forward(data)
+        samples = inferencer.forward(data)
         images = [image[..., ::-1] for image in images]
-        pictures, predictions = self.task.draw(self.inferencer, images, samples, self.score_thr)
-        classes = self.inferencer.visualizer.dataset_meta['classes']
+        with self.lock:
+            pictures, predictions = self.task.draw(inferencer, images, samples, self.score_thr)
+        classes = inferencer.visualizer.dataset_meta['classes']
         for prediction in predictions:
             if classes:
                 prediction['names'] = [classes[label] for label in prediction['labels']]

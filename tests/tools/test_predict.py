@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,8 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 from sklearn.datasets import load_sample_images
+
+from soft_mm.engine.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'tests/tools/bad_input/{}.py'
@@ -195,6 +198,19 @@ def test_images_of_other_sizes_make_another_batch(photos, predict, tmp_path):
     for one, three in zip(contents(tmp_path / '1').values(), contents(tmp_path / '3').values()):
         assert one['labels'] == three['labels']
         assert (decode(one['masks']) != decode(three['masks'])).mean() < 1e-3
+
+
+def test_threads_share_a_predictor(photos, checkpoint):
+    """Each thread gets the pictures of its own images, which all differ in size."""
+    cfg = load_config('classifier')
+    photo = cv2.imread(str(photos / 'china.png'))
+    images = [(str(i), np.ascontiguousarray(photo[i:, i:])) for i in range(32)]
+    shared, own = (Predictor(cfg, str(checkpoint('classifier')), 'cpu') for _ in range(2))
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: next(shared([image])), images))
+    for (name, picture, prediction), alone in zip(together, own(images), strict=True):
+        assert (name, prediction) == (alone[0], alone[2])
+        assert np.array_equal(picture, alone[1])
 
 
 def test_names_do_not_collide(photos, predict, tmp_path):

@@ -2,11 +2,9 @@
 
 import random
 import signal
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.utils import apply_to
 
 KILL = 'os.kill(os.getpid(), signal.SIGKILL)'
 IN_STEP = f"""
@@ -56,19 +54,8 @@ LOOPS = {
 }
 
 
-def state(checkpoint: Path) -> dict:
-    """Everything that a resumed run starts from, with the tensors as bytes."""
-    content = torch.load(checkpoint, weights_only=False)
-    parts = {
-        name: content[name]
-        for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
-    }
-    parts['place'] = [content['meta'][name] for name in ('epoch', 'iter', 'seed')]
-    return apply_to(parts, torch.is_tensor, lambda x: (x.dtype, x.numpy().tobytes()))
-
-
 @pytest.mark.parametrize('loop', LOOPS)
-def test_ends_bit_equal(loop, small_digits, fork_tool, tmp_path):
+def test_ends_bit_equal(loop, small_digits, training_state, fork_tool, tmp_path):
     config, options = small_digits
     more, last = LOOPS[loop]
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
@@ -91,5 +78,5 @@ def test_ends_bit_equal(loop, small_digits, fork_tool, tmp_path):
     done = fork_tool('train.py', config, '--work-dir', killed, '--resume', *options, *more)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 'resumed epoch: ' in done.stdout
-    assert state(killed / last) == state(whole / last)
+    assert training_state(killed / last) == training_state(whole / last)
     assert not list(killed.glob('.*'))

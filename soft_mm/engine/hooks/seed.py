@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import IterBasedTrainLoop, Runner, set_random_seed
 from torch.utils.data import Dataset, Sampler
 
 from ...registry import HOOKS
@@ -52,12 +52,23 @@ class _SeededSampler:
         self.sampler = sampler
         self.runner = runner
         self.batch_size = batch_size
+        self.number = 0
+        if hasattr(sampler, 'skip'):
+            self.skip_indices, sampler.skip = sampler.skip, self._skip
 
     def __iter__(self) -> Iterator[_SeededIndex]:
-        for i, index in enumerate(self.sampler, self.runner.iter * self.batch_size):
+        # A resumed IterBasedTrainLoop either skips the indices of the iterations before, or draws them again.
+        if not isinstance(self.runner.train_loop, IterBasedTrainLoop):
+            self.number = self.runner.iter * self.batch_size
+        for index in self.sampler:
             seeded = _SeededIndex(index)
-            seeded.seed = _seed(self.runner, SAMPLE, i)
+            seeded.seed = _seed(self.runner, SAMPLE, self.number)
+            self.number += 1
             yield seeded
+
+    def _skip(self, number: int) -> None:
+        self.skip_indices(number)
+        self.number = number
 
     def __len__(self) -> int:
         return len(self.sampler)
