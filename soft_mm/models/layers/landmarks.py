@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.backend import is_exporting
 from ...ops.shapes import ceil_div
 from ...ops.sizes import known, smaller
 from .maps import as_map, channels_last
@@ -93,9 +92,9 @@ def pool_to_grid(maps: Tensor, grid: list[int]) -> Tensor:
     sides = maps.shape[-2:]
     if all(known(side == cells) for side, cells in zip(sides, grid)):
         return maps
-    if not is_exporting():
+    if all(known(side == cells) or known(side > cells) for side, cells in zip(sides, grid)):
         return F.adaptive_avg_pool2d(maps, grid)
-    # Other runtimes cannot pool to a dynamic size, but they can multiply matrices.
+    # Compilers and other runtimes cannot pool to a dynamic size, but they can multiply matrices.
     rows, columns = (_pooling_matrix(side, cells, maps) for side, cells in zip(sides, grid))
     return rows @ maps @ columns.mT
 

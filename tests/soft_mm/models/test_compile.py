@@ -194,6 +194,12 @@ def test_inductor(name, mode):
     check(name, mode, 'inductor', [(97, 70)])
 
 
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT'])
+def test_inductor_for_any_size(name):
+    check(name, 'training', 'inductor', SIZES[:2], dynamic=True)
+
+
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason='torch.export is too young')
 @pytest.mark.parametrize(
     'name',
