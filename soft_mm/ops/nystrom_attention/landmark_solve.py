@@ -62,6 +62,7 @@ def empty_results(landmarks: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 @torch.library.custom_op('soft_mm::landmark_solve_backward', mutates_args=())
+@at_least_fp32
 def _gradients(
     grad: Tensor,
     landmarks: Tensor,
@@ -74,25 +75,8 @@ def _gradients(
     sym_norm: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the landmarks and of v; README.md has the formulas."""
+    """Gradients of the landmarks and of v, in fp32 or better; README.md has the formulas."""
     fuses = _fuses(landmarks, v, backend)
-    grads = _composed_gradients(grad, landmarks, v, out, p, sums, matrix, root, sym_norm, fuses)
-    return tuple(g.to(x.dtype) for g, x in zip(grads, (landmarks, v)))
-
-
-@at_least_fp32
-def _composed_gradients(
-    grad: Tensor,
-    landmarks: Tensor,
-    v: Tensor,
-    out: Tensor,
-    p: Tensor,
-    sums: Tensor,
-    matrix: Tensor,
-    root: Tensor,
-    sym_norm: bool,
-    fuses: bool,
-) -> tuple[Tensor, Tensor]:
     factor = sums.rsqrt() if sym_norm else 1
     if _is_rational(p, fuses):
         grad_v = rational.backward(factor * grad, p, matrix, root, fuses)
@@ -109,19 +93,8 @@ def _composed_gradients(
 
 
 @_gradients.register_fake
-def _(
-    grad: Tensor,
-    landmarks: Tensor,
-    v: Tensor,
-    out: Tensor,
-    p: Tensor,
-    sums: Tensor,
-    matrix: Tensor,
-    root: Tensor,
-    sym_norm: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return landmarks.new_empty(landmarks.shape), v.new_empty(v.shape)
+def _(grad: Tensor, landmarks: Tensor, v: Tensor, out: Tensor, *_) -> tuple[Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape, dtype=out.dtype) for x in (landmarks, v))
 
 
 def _fuses(landmarks: Tensor, v: Tensor, backend: str) -> bool:
@@ -142,7 +115,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad: Tensor, *_):
-    return *_gradients(grad, *ctx.saved_tensors, ctx.sym_norm, ctx.backend), None, None
+    grads = _gradients(grad, *ctx.saved_tensors, ctx.sym_norm, ctx.backend)
+    return *(g.to(x.dtype) for g, x in zip(grads, ctx.saved_tensors)), None, None
 
 
 landmark_solve.register_autograd(_backward, setup_context=_setup_context)
