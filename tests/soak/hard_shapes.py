@@ -1,26 +1,14 @@
 # The study's detector on images of random sizes, by iterations, with every kind of state that a resumed
 # run has to restore.
 _base_ = '../../configs/demo/retinanet_soft-norm-narrow_fpn_hard-shapes.py'
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='RandomChoiceResize',
-        scales=[(64, 96), (96, 64), (128, 128), (160, 96), (96, 160), (192, 128), (192, 192)],
-        keep_ratio=False,
-    ),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale_factor=1.0, keep_ratio=True),  # the network gets images as they are
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[2] = dict(
+    type='RandomChoiceResize',
+    scales=[(64, 96), (96, 64), (128, 128), (160, 96), (96, 160), (192, 128), (192, 192)],
+    keep_ratio=False,
+)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1] = dict(type='Resize', scale_factor=1.0, keep_ratio=True)  # images as they are
 train_dataloader = dict(
     batch_size=2,
     num_workers=2,
