@@ -473,8 +473,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad: Tensor, _):
-    filters = ctx.saved_tensors[2]
-    grad_qkv, sums = _attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
+    qkv, statistics, filters = ctx.saved_tensors
+    grad_qkv, sums = _attention_backward(grad, qkv, statistics, filters, *ctx.sizes)
     grad_filters = sums[:, 1:].mT.reshape(filters.shape).to(filters.dtype)
     grad_bias = sums[:, 0].reshape(filters.shape[:2]).sum(0) if ctx.has_bias else None
     return grad_qkv, grad_filters, grad_bias, None, None, None, None

@@ -115,8 +115,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad: Tensor, *_):
-    grads = _gradients(grad, *ctx.saved_tensors, ctx.sym_norm, ctx.backend)
-    return *(g.to(x.dtype) for g, x in zip(grads, ctx.saved_tensors)), None, None
+    tensors = ctx.saved_tensors  # which activation checkpointing hands out once
+    grads = _gradients(grad, *tensors, ctx.sym_norm, ctx.backend)
+    return *(g.to(x.dtype) for g, x in zip(grads, tensors)), None, None
 
 
 landmark_solve.register_autograd(_backward, setup_context=_setup_context)
