@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from soft_mm.models.layers import InLineAttention, SOFTAttention
 from soft_mm.ops import (
@@ -619,14 +620,15 @@ def test_inline_attention_at_full_size(case, num_heads, dtype, gpu):
     ],
 )
 def test_layers(make, device):
-    """A whole layer with every parameter's gradient, by the selected backend."""
+    """A whole layer with every parameter's gradient, by the selected backend, with checkpointing."""
     torch.manual_seed(0)
     layer, x = make().to(device), tokens(2, 35, 32, device=device)
     outcomes = []
     for backend in ('triton', 'torch'):
         with set_backend(backend):
-            out = layer(x, (5, 7))
-        outcomes.append([out, *torch.autograd.grad(out.square().mean(), layer.parameters())])
+            out = checkpoint(layer, x, (5, 7), use_reentrant=False)
+            gradients = torch.autograd.grad(out.square().mean(), layer.parameters())
+        outcomes.append([out, *gradients])
     for got, expected in zip(*outcomes):
         # Products in TF32, which has 11 bits: four factors are rounded.
         torch.testing.assert_close(
