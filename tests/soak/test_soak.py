@@ -30,7 +30,7 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'tests/soak/hard_shapes.py'
-PER_MINUTE = 400  # iterations of a training on an idle core, about
+PER_MINUTE = 270  # iterations of a training on an idle core with evaluations, about
 EVALUATE = 90  # iterations between evaluations
 THREADS, IMAGES, EVERY = 4, 2000, 40  # of the server; which of its predictions one thread repeats
 NOISE = 64  # MiB that the resident set may grow without a leak: a heap of glibc (HEAP_MAX_SIZE)
