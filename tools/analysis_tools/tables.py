@@ -1,9 +1,10 @@
-"""Generate the tables that compare our models with the papers, and copy a recorded one.
+"""Generate the tables that compare our models with the papers, and copy recorded ones.
 
 tables.py                       print the tables
 tables.py --results A.json ...  include accuracies written by tools/test.py --out
 tables.py --write               update the tables in configs/*/README.md,
-                                tools/model_converters/README.md and docs/deployment.md
+                                tools/model_converters/README.md, docs/deployment.md and
+                                docs/study.md
 tables.py --check               fail if a model deviates from its paper or a page is out of date
 """
 
@@ -20,7 +21,11 @@ from soft_mm.analysis.complexity import measure
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ('imagenet', 'coco', 'ade20k')
-RUNTIMES = ROOT / 'tools/benchmarks/results/runtimes_cpu.md'  # of tools/benchmarks/runtimes.py
+# Tables that these tools have written: tools/benchmarks/runtimes.py, and study.py.
+RECORDED = {
+    'runtimes': ROOT / 'tools/benchmarks/results/runtimes_cpu.md',
+    'study': ROOT / 'tools/analysis_tools/results/study.md',
+}
 # Largest relative deviation from the paper.
 TOLERANCES = {'params': 0.02, 'flops': 0.08}
 # For each accuracy in papers.yml: column heading, metric name, and factor that makes it per cent.
@@ -170,8 +175,8 @@ def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
         name = match[2]
         if name == 'conversions':
             lines = conversions(results)
-        elif name == 'runtimes':
-            lines = RUNTIMES.read_text().splitlines()
+        elif name in RECORDED:
+            lines = RECORDED[name].read_text().splitlines()
         else:
             lines = table(folder, results, None if name == folder else name)
         return '\n'.join([match[1], '', *lines, '', match[3]])
@@ -179,6 +184,7 @@ def pages(results: dict[str, dict]) -> Iterator[tuple[Path, str]]:
     for path in (
         ROOT / 'tools/model_converters/README.md',
         ROOT / 'docs/deployment.md',
+        ROOT / 'docs/study.md',
         *(ROOT / f'configs/{folder}/README.md' for folder in FOLDERS),
     ):
         yield (
