@@ -81,11 +81,16 @@ def assert_same(ours: list[Tensor], expected: list[Tensor], rtol: float) -> None
 
 
 def check(
-    name: str, mode: str, backend: str, sizes: list[tuple[int, int]], dynamic: bool = False
+    name: str,
+    mode: str,
+    backend: str,
+    sizes: list[tuple[int, int]],
+    dynamic: bool = False,
+    **kwargs,
 ) -> None:
     torch._dynamo.reset()
     model = build(name, mode)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend, **kwargs)
     for size in sizes:
         x = image(2, 3, *size)
         expected = with_gradients(model, model, x, dynamic)
@@ -197,13 +202,21 @@ def test_inductor(name, mode):
 @pytest.mark.long
 @pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT'])
 @torch.no_grad()
-def test_inductor_for_any_size(name):
+def test_inductor_predicts_for_any_size(name):
     torch._dynamo.reset()
     model = build(name, 'eval')
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=True)
     for size in SIZES[:2]:
         x = image(2, 3, *size)
         assert_same(list(compiled(x)), list(model(x)), 1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT'])
+def test_inductor_trains_for_any_size(name):
+    """On a CPU, it cannot order symbolic strides for the layouts that it prefers; see the docs."""
+    options = {'layout_optimization': False}
+    check(name, 'training', 'inductor', SIZES[:2], dynamic=True, options=options)
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason='torch.export is too young')
