@@ -41,6 +41,8 @@ MODELS = {
     'InLineCSwin': dict(type='InLineCSwin', arch=STAGES, stripe_size=3),
 }
 FAMILIES = ('SOFT-Norm', 'InLineDeiT', 'InLinePVT', 'InLineSwin', 'InLineCSwin')
+# One graph of these serves all sizes.
+ONE_GRAPH = ('SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT')
 RIVALS = ('softmax', 'Linformer', 'Performer', 'Nyströmformer')
 
 
@@ -137,10 +139,7 @@ SIZES = [(161, 203), (203, 190), (64, 190)]
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')
-@pytest.mark.parametrize(
-    'name',
-    names(('SOFT-Norm', 'InLineDeiT'), ('SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT')),
-)
+@pytest.mark.parametrize('name', names(('SOFT-Norm', 'InLineDeiT'), ONE_GRAPH))
 def test_one_graph_for_all_sizes(name):
     with torch._dynamo.config.patch(error_on_recompile=True):
         check(name, 'training', 'aot_eager', SIZES, dynamic=True)
@@ -200,7 +199,7 @@ def test_inductor(name, mode):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT'])
+@pytest.mark.parametrize('name', ONE_GRAPH)
 @torch.no_grad()
 def test_inductor_predicts_for_any_size(name):
     torch._dynamo.reset()
@@ -212,7 +211,7 @@ def test_inductor_predicts_for_any_size(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT'])
+@pytest.mark.parametrize('name', ONE_GRAPH)
 def test_inductor_trains_for_any_size(name):
     """On a CPU, it cannot order symbolic strides for the layouts that it prefers; see the docs."""
     options = {'layout_optimization': False}
