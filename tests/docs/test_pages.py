@@ -139,7 +139,7 @@ def test_swap_in_pytorch(tmp_path, monkeypatch, capsys):
     torch.save(pretrained, tmp_path / 'checkpoints/soft-norm-tiny.pth')
     monkeypatch.chdir(tmp_path)
     code = [text for _, text in blocks('docs/swap_in_pytorch.md', 'python')]
-    assert len(code) == 4
+    assert len(code) == 5
     page = {}
     exec('\n'.join(code), page)
 
