@@ -2,9 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import soft_mm
 from soft_mm.ops.backend import HAS_TRITON
 
+RETINANET = Path(__file__).parents[3] / 'configs/_base_/models/retinanet_fpn.py'
 STAGES = dict(channels=(16, 32, 48, 64), num_heads=(2, 4, 6, 8), depths=(1, 1, 1, 1))
 SOFT = dict(type='SOFT', arch=dict(STAGES, kernel_sizes=(9, 5, 3)))
 MODELS = {
@@ -189,6 +193,27 @@ def test_symbolic_sizes_are_as_simple_as_those_of_pvt(name, trace_of_pvt):
     nodes, guards = trace(build(name, 'eval'))
     assert nodes <= 2 * trace_of_pvt[0]
     assert guards <= trace_of_pvt[1]
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')
+@pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLinePVT'])
+@torch.no_grad()
+def test_one_graph_for_all_sizes_of_a_detector(name):
+    """For a single small image, PyTorch's convolution on a CPU makes sizes cases of their own; see the docs."""
+    registry = pytest.importorskip('mmdet.registry')
+    cfg = Config.fromfile(RETINANET).model
+    cfg.backbone = dict(MODELS[name], type=f'soft_mm.{MODELS[name]["type"]}', img_size=64)
+    cfg.neck.update(in_channels=list(STAGES['channels']), out_channels=16)
+    cfg.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+    init_default_scope('mmdet')
+    detector = registry.MODELS.build(cfg).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(detector, backend='eager', fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for size in SIZES:
+            x = image(2, 3, *size)
+            for ours, expected in zip(compiled(x), detector(x), strict=True):
+                assert_same(ours, expected, 1e-4)
 
 
 @pytest.mark.long
