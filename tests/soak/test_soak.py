@@ -271,7 +271,7 @@ def serve(training: Training, threads: int, step: int, usage: Usage) -> dict:
     options = ['--threads', threads, '--images', IMAGES, '--step', step, '--keep', EVERY]
     log = out.with_suffix('.log')
     # docs/soak.md explains both: the first is glibc's default, but fixed.
-    limits = dict(MALLOC_MMAP_THRESHOLD_='131072', ONEDNN_PRIMITIVE_CACHE_CAPACITY='128')
+    limits = dict(MALLOC_MMAP_THRESHOLD_='131072', LRU_CACHE_CAPACITY='1')
     process = start([*command, *options], log, **limits)
     usage.watch(process)
     assert process.returncode == 0, log.read_text()[-3000:]

@@ -199,7 +199,7 @@ def test_symbolic_sizes_are_as_simple_as_those_of_pvt(name, trace_of_pvt):
 @pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLinePVT'])
 @torch.no_grad()
 def test_one_graph_for_all_sizes_of_a_detector(name):
-    """For a single small image, PyTorch's convolution on a CPU makes sizes cases of their own; see the docs."""
+    """In a batch: for a single image, a CPU's convolution makes small maps a case of their own."""
     registry = pytest.importorskip('mmdet.registry')
     cfg = Config.fromfile(RETINANET).model
     cfg.backbone = dict(MODELS[name], type=f'soft_mm.{MODELS[name]["type"]}', img_size=64)
