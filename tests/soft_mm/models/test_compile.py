@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS as REGISTRY
 from torch import Tensor, nn
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -45,8 +45,8 @@ MODELS = {
     'InLineCSwin': dict(type='InLineCSwin', arch=STAGES, stripe_size=3),
 }
 FAMILIES = ('SOFT-Norm', 'InLineDeiT', 'InLinePVT', 'InLineSwin', 'InLineCSwin')
-# One graph of these serves all sizes.
-ONE_GRAPH = ('SOFT-Norm', 'few landmarks', 'InLineDeiT', 'InLinePVT')
+LIKE_PVT = ('SOFT-Norm', 'few landmarks', 'InLinePVT')  # have four stages, as PVT
+ONE_GRAPH = (*LIKE_PVT, 'InLineDeiT')  # a single graph serves all sizes
 RIVALS = ('softmax', 'Linformer', 'Performer', 'Nyströmformer')
 
 
@@ -138,11 +138,14 @@ def test_compiles_for_a_gpu_without_a_graph_break(name, overwritten_parameters):
         ).default in called
 
 
+traces_choices = pytest.mark.skipif(
+    torch.__version__ < (2, 6), reason='this torch traces no choice by a size'
+)
 # The position embeddings fit the last size, which must be no case of its own.
 SIZES = [(161, 203), (203, 190), (64, 190)]
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')
+@traces_choices
 @pytest.mark.parametrize('name', names(('SOFT-Norm', 'InLineDeiT'), ONE_GRAPH))
 def test_one_graph_for_all_sizes(name):
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -186,8 +189,8 @@ def trace_of_pvt() -> tuple[int, int]:
     )
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')
-@pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLinePVT'])
+@traces_choices
+@pytest.mark.parametrize('name', LIKE_PVT)
 def test_symbolic_sizes_are_as_simple_as_those_of_pvt(name, trace_of_pvt):
     """Time to compile grows with both; PVT has no landmarks and no convolution of the values."""
     nodes, guards = trace(build(name, 'eval'))
@@ -195,18 +198,17 @@ def test_symbolic_sizes_are_as_simple_as_those_of_pvt(name, trace_of_pvt):
     assert guards <= trace_of_pvt[1]
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 6), reason='this torch traces no choice by a size')
-@pytest.mark.parametrize('name', ['SOFT-Norm', 'few landmarks', 'InLinePVT'])
+@traces_choices
+@pytest.mark.parametrize('name', LIKE_PVT)
 @torch.no_grad()
 def test_one_graph_for_all_sizes_of_a_detector(name):
     """In a batch: for a single image, a CPU's convolution makes small maps a case of their own."""
-    registry = pytest.importorskip('mmdet.registry')
+    pytest.importorskip('mmdet')
     cfg = Config.fromfile(RETINANET).model
     cfg.backbone = dict(MODELS[name], type=f'soft_mm.{MODELS[name]["type"]}', img_size=64)
     cfg.neck.update(in_channels=list(STAGES['channels']), out_channels=16)
     cfg.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
-    init_default_scope('mmdet')
-    detector = registry.MODELS.build(cfg).eval()
+    detector = REGISTRY.build(cfg).eval()
     torch._dynamo.reset()
     compiled = torch.compile(detector, backend='eager', fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
