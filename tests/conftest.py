@@ -68,14 +68,17 @@ def device(request) -> str:
 
 @pytest.fixture
 def logged() -> list[str]:
-    """Messages of MMEngine's logger."""
+    """Messages of MMEngine's logger, at the level of INFO whatever an earlier runner or tool has set."""
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope='session')
